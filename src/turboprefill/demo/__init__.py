@@ -1,0 +1,1 @@
+"""The demonstration: a synthetic model, local workers, an interleaved measurement, a picture of both schedules."""
