@@ -1,0 +1,42 @@
+"""``turboprefill make-model``: write one of the synthetic models to a file (hidden; for tests and measurements)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress
+
+from turboprefill.cli.console import err, out
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("make-model", hidden=True)(make_model)
+
+
+def make_model(
+    preset: Annotated[str, typer.Argument(help="Shape, as in tiny, demo, llama70, gptoss120.")],
+    path: Annotated[Path, typer.Argument(help="File to write.")],
+    layers: Annotated[int | None, typer.Option(help="Number of layers. Default: the preset's.")] = None,
+    vocab: Annotated[int | None, typer.Option(help="Number of tokens. Default: the preset's.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+) -> None:
+    """Write a synthetic GGUF model: random weights in the shape of a real model, and a working tokenizer."""
+    from turboprefill.demo import synth
+
+    with Progress(console=err, transient=True) as progress:
+        task = progress.add_task(f"writing {preset}", total=None)
+        synth.write_model(
+            path,
+            preset,
+            n_layers=layers,
+            n_vocab=vocab,
+            seed=seed,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    out.print(f"{escape(str(path))}: {path.stat().st_size / 1e6:,.1f} MB")

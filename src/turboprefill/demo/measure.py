@@ -1,0 +1,203 @@
+"""Both paths over one prompt, in one process and one context, alternating; and whether they agree to the bit."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import turboprefill
+
+if TYPE_CHECKING:
+    from turboprefill import Context, Model, Span
+
+Note = Callable[[str], None]
+
+_ALL_LOGITS_BYTES = 256 << 20  # of the prefix whose logits are compared at every position
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure. `devices`, `rpc_servers`, `tensor_split`, `n_threads` are passed on; None: the defaults."""
+
+    model: str
+    text: str
+    n_prompt: int | None  # None: the whole text; more than the text has: the text over again
+    n_ubatch: int
+    n_batch: int
+    repeats: int
+    devices: Sequence[str] | None = None
+    rpc_servers: Sequence[str] | None = None
+    tensor_split: Sequence[float] | None = None
+    n_threads: int | None = None
+
+
+@dataclass
+class Arm:
+    """One path's runs: seconds per timed run, the ubatch counts of one run, and what the runs left behind."""
+
+    name: str
+    turbo: bool
+    seconds: list[float] = field(default_factory=list)
+    pipelined_ubatches: int = 0
+    standard_ubatches: int = 0
+    reason: str = ""
+    logits: set[bytes] = field(default_factory=set)  # digests, one if all runs agree
+    states: set[bytes] = field(default_factory=set)
+    prefix_logits: set[bytes] = field(default_factory=set)
+    spans: list[Span] = field(default_factory=list)
+
+
+@dataclass
+class Result:
+    """Everything that the report and the picture need."""
+
+    plan: Plan
+    n_prompt: int
+    n_text: int
+    n_prefix: int
+    description: str
+    standard: Arm
+    turbo: Arm
+    stages: list[tuple[str, str]] = field(default_factory=list)  # device, transport
+    devices: list[str] = field(default_factory=list)
+
+    def tok_per_s(self, arm: Arm) -> list[float]:
+        """Prompt tokens per second of each timed run."""
+        return [self.n_prompt / seconds for seconds in arm.seconds]
+
+    @property
+    def speedup(self) -> float:
+        """Median time of the standard path over median time with TurboPrefill."""
+        return statistics.median(self.standard.seconds) / statistics.median(self.turbo.seconds)
+
+    @property
+    def logits_identical(self) -> bool:
+        """Whether every run gave the same logits at the last position, and every position of the prefix too."""
+        last = self.standard.logits | self.turbo.logits
+        prefix = self.standard.prefix_logits | self.turbo.prefix_logits
+        return len(last) == 1 and len(prefix) == 1
+
+    @property
+    def state_identical(self) -> bool:
+        """Whether the saved states (KV cache or recurrent state) of both paths are the same bytes."""
+        return len(self.standard.states | self.turbo.states) == 1
+
+
+def run(plan: Plan, note: Note = lambda _: None) -> Result:
+    """Load the model and measure. `note` is told what happens next.
+
+    Raises:
+        TurboPrefillError: loading or decoding failed.
+    """
+    note("loading the model")
+    with _open_model(plan) as model:
+        tokens, n_text = _prompt(model, plan)
+        with _open_context(model, plan, len(tokens)) as context:
+            return _measure(plan, model, context, tokens, n_text, note)
+
+
+def _open_model(plan: Plan) -> Model:
+    options: dict[str, Any] = {"n_gpu_layers": -1, "split_mode": "layer"}
+    for name in ("devices", "rpc_servers", "tensor_split"):
+        if (value := getattr(plan, name)) is not None:
+            options[name] = list(value)
+    return turboprefill.Model(plan.model, **options)
+
+
+def _open_context(model: Model, plan: Plan, n_prompt: int) -> Context:
+    options: dict[str, Any] = {}
+    if plan.n_threads is not None:
+        options = {"n_threads": plan.n_threads, "n_threads_batch": plan.n_threads}
+    return model.context(
+        n_ctx=n_prompt + 64, n_batch=plan.n_batch, n_ubatch=plan.n_ubatch, turboprefill=False, **options
+    )
+
+
+def _prompt(model: Model, plan: Plan) -> tuple[list[int], int]:
+    """The tokens to read and the number that the text has."""
+    tokens = model.tokenize(plan.text)
+    n_text, n = len(tokens), plan.n_prompt or len(tokens)
+    while len(tokens) < n:
+        tokens = tokens + tokens[1:]  # without another start-of-text token
+    return tokens[:n], n_text
+
+
+def _measure(plan: Plan, model: Model, context: Context, tokens: list[int], n_text: int, note: Note) -> Result:
+    standard, turbo = Arm("standard", turbo=False), Arm("TurboPrefill", turbo=True)
+    arms = (standard, turbo)
+    for arm in arms:
+        note(f"warm-up, {arm.name}")
+        _prefill(context, arm, tokens)
+        arm.states.add(_digest(context.state()))
+    for repeat in range(plan.repeats):
+        # which arm goes first alternates, so that a machine that slows down or speeds up favours neither
+        for arm in arms if repeat % 2 == 0 else arms[::-1]:
+            note(f"run {repeat + 1} of {plan.repeats}, {arm.name}")
+            before = context.stats()
+            arm.seconds.append(_prefill(context, arm, tokens))
+            after = context.stats()
+            arm.pipelined_ubatches = after.n_ubatches_pipelined - before.n_ubatches_pipelined
+            arm.standard_ubatches = after.n_ubatches_standard - before.n_ubatches_standard
+            arm.reason = after.reason
+    n_prefix = _prefix_length(plan, len(tokens), model)
+    for arm in arms:
+        note(f"all logits of {n_prefix} tokens, {arm.name}")
+        _prefill(context, arm, tokens[:n_prefix], every=True)
+    stages = []
+    for arm in arms:
+        note(f"timeline, {arm.name}")
+        with context.trace() as spans:
+            _prefill(context, arm, tokens)
+        arm.spans = list(spans)
+    stages = [(stage.device, stage.transport) for stage in context.stats().stages]
+    devices = [device for device, _ in stages] or sorted({span.device for span in standard.spans})
+    return Result(plan, len(tokens), n_text, n_prefix, _describe(model), standard, turbo, stages, devices)
+
+
+def _prefill(context: Context, arm: Arm, tokens: list[int], *, every: bool = False) -> float:
+    """Seconds from the first token handed over to the logits in our hands; their digest goes to `arm`."""
+    context.turboprefill = arm.turbo
+    context.memory.clear()
+    context.synchronize()
+    start = time.perf_counter()
+    context.decode_batch(tokens, logits="all" if every else "last")
+    logits = context.logits()
+    seconds = time.perf_counter() - start
+    (arm.prefix_logits if every else arm.logits).add(_digest(np.ascontiguousarray(logits)))
+    return seconds
+
+
+def _prefix_length(plan: Plan, n_prompt: int, model: Model) -> int:
+    """Tokens of the all-logits comparison: some whole ubatches and a part of one, in one call."""
+    affordable = _ALL_LOGITS_BYTES // (4 * int(model.n_vocab))
+    return max(1, min(n_prompt, plan.n_batch, affordable, 3 * plan.n_ubatch + plan.n_ubatch // 2))
+
+
+def _digest(data: Any) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _describe(model: Model) -> str:
+    return str(getattr(model, "description", "") or "")
+
+
+def busy_percent(spans: Sequence[Span]) -> dict[str, float]:
+    """For each device, the share of the time from the first span's start to the last one's end that it worked."""
+    if not spans:
+        return {}
+    start, end = min(s.t_start_us for s in spans), max(s.t_end_us for s in spans)
+    out = {}
+    for device in sorted({s.device for s in spans}):
+        mine = sorted((s.t_start_us, s.t_end_us) for s in spans if s.device == device)
+        busy, reached = 0, start
+        for begin, finish in mine:  # spans may overlap: count every moment once
+            busy += max(0, finish - max(begin, reached))
+            reached = max(reached, finish)
+        out[device] = 100 * busy / max(1, end - start)
+    return out

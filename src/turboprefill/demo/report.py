@@ -1,0 +1,132 @@
+"""The result in a table, in words and as JSON."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from turboprefill.demo.measure import Arm, Result, busy_percent
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """The result as plain values. The first eight keys are a promise; more may follow."""
+    standard, turbo = result.standard, result.turbo
+    return {
+        "prompt_tokens": result.n_prompt,
+        "n_ubatch": result.plan.n_ubatch,
+        "devices": result.devices,
+        "standard": {"tok_per_s": result.tok_per_s(standard)},
+        "turbo": {
+            "tok_per_s": result.tok_per_s(turbo),
+            "pipelined_ubatches": turbo.pipelined_ubatches,
+            "standard_ubatches": turbo.standard_ubatches,
+        },
+        "speedup": result.speedup,
+        "logits_identical": result.logits_identical,
+        "state_identical": result.state_identical,
+        "n_batch": result.plan.n_batch,
+        "model": result.plan.model,
+        "text_tokens": result.n_text,
+        "compared_prefix_tokens": result.n_prefix,
+        "ttft_s": {"standard": standard.seconds, "turbo": turbo.seconds},
+        "stages": [{"device": device, "transport": transport} for device, transport in result.stages],
+        "busy_percent": {"standard": busy_percent(standard.spans), "turbo": busy_percent(turbo.spans)},
+        "reason": turbo.reason,
+    }
+
+
+def write_json(result: Result, path: Path) -> None:
+    """Write `as_json` to `path`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.write_text(json.dumps(as_json(result), indent=2) + "\n", encoding="utf-8")
+
+
+def show(result: Result, console: Console) -> None:
+    """Print configuration, table and conclusion."""
+    plan = result.plan
+    console.print()
+    console.print(f"[bold]model[/]   {escape(plan.model)}" + _note(result.description))
+    console.print(f"[bold]prompt[/]  {result.n_prompt:,} tokens, ubatches of {plan.n_ubatch}, calls of {plan.n_batch}")
+    if result.n_prompt > result.n_text:
+        console.print(f"        (the text has {result.n_text:,} tokens: it is read over again)")
+    transports = dict(result.stages)
+    for device in result.devices:
+        console.print(f"[bold]device[/]  {escape(device)}" + _note(_transport(transports.get(device, ""))))
+    console.print(_table(result))
+    for line in conclusion(result):
+        console.print(line)
+
+
+def conclusion(result: Result) -> list[str]:
+    """What the numbers say, in sentences with rich markup."""
+    lines = [f"[bold]TurboPrefill reads this prompt {_ratio(result.speedup)} the standard path.[/]"]
+    turbo = result.turbo
+    if turbo.standard_ubatches or not turbo.pipelined_ubatches:
+        count = f"{turbo.standard_ubatches} of {turbo.standard_ubatches + turbo.pipelined_ubatches} ubatches"
+        reason = escape(turbo.reason or "no reason was given")
+        lines.append(f"[yellow]{count} took the standard path with TurboPrefill too: {reason}[/]")
+    lines.append(
+        _verdict(
+            result.logits_identical,
+            f"Logits are byte-identical: all of the last position in every run, and all of the first "
+            f"{result.n_prefix:,} positions.",
+            "LOGITS DIFFER between the two paths. This is an error: please do not use this build.",
+        )
+    )
+    lines.append(
+        _verdict(
+            result.state_identical,
+            "The saved state (everything the caches hold after the prompt) is byte-identical.",
+            "THE STATE DIFFERS between the two paths. This is an error: please do not use this build.",
+        )
+    )
+    return lines
+
+
+def _table(result: Result) -> Table:
+    table = Table(title=None, show_edge=False, pad_edge=False)
+    table.add_column("path")
+    for name in ("tok/s", "first token", "spread", "ratio", "runs", "busy"):
+        table.add_column(name, justify="right")
+    for arm in (result.standard, result.turbo):
+        rates = result.tok_per_s(arm)
+        table.add_row(
+            arm.name,
+            f"{statistics.median(rates):,.0f}",
+            f"{statistics.median(arm.seconds):.2f} s",
+            f"{min(rates):,.0f} - {max(rates):,.0f}",
+            f"[bold]{statistics.median(result.standard.seconds) / statistics.median(arm.seconds):.2f}x[/]",
+            str(len(rates)),
+            _busy(result, arm),
+        )
+    return table
+
+
+def _busy(result: Result, arm: Arm) -> str:
+    busy = busy_percent(arm.spans)
+    return " / ".join(f"{busy[device]:.0f}%" for device in result.devices if device in busy) or "-"
+
+
+def _ratio(speedup: float) -> str:
+    return f"{speedup:.2f} times as fast as" if speedup >= 1 else f"at {speedup:.2f} times the speed of"
+
+
+def _verdict(fine: bool, good: str, bad: str) -> str:
+    return f"[green]{good}[/]" if fine else f"[bold red]{bad}[/]"
+
+
+def _note(text: str) -> str:
+    return f"  [dim]{escape(text)}[/]" if text else ""
+
+
+def _transport(name: str) -> str:
+    return f"input: {name}" if name and name != "none" else ""

@@ -1,0 +1,112 @@
+"""What the demo runs on when the user does not say: devices, model, text."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from importlib import resources
+from pathlib import Path
+
+from turboprefill.demo import synth
+from turboprefill.demo.measure import Note
+from turboprefill.demo.synth_archs import Shape
+from turboprefill.errors import TurboPrefillError
+from turboprefill.paths import cache_dir
+
+_SPARE_BYTES = 1 << 30  # left free on the disk that a model is written to
+
+
+class DemoError(TurboPrefillError):
+    """The demo cannot run with what was asked for or found."""
+
+
+def read_text(path: Path | None) -> str:
+    """The prompt: the file's text, or our own.
+
+    Raises:
+        DemoError: the file cannot be read as UTF-8 text, or is empty.
+    """
+    if path is None:
+        return resources.files(__package__).joinpath("prompt.txt").read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DemoError(f"cannot read the prompt from {path}: {error}. Give a UTF-8 text file.") from error
+    if not text.strip():
+        raise DemoError(f"the prompt file {path} is empty: expected some text")
+    return text
+
+
+def synthetic_model(preset: str, note: Note = lambda _: None) -> Path:
+    """The cached model of this preset, written now if it is not there.
+
+    Raises:
+        DemoError: the disk has no room for it, or it cannot be written.
+    """
+    shape = synth.shape_of(preset)
+    folder = cache_dir() / "models"
+    path = folder / f"{preset}-{_fingerprint(shape)}.gguf"
+    if path.is_file():
+        return path
+    size = synth.model_size(shape)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(folder).free) < size + _SPARE_BYTES:
+            raise DemoError(
+                f"the synthetic model needs {size / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB left. "
+                "Make room, set TURBOPREFILL_CACHE to another folder, or give a model with --model."
+            )
+        note(f"writing a synthetic model ({size / 1e6:,.0f} MB, once) to {path}")
+        return synth.write_model(path, preset)
+    except OSError as error:
+        raise DemoError(f"cannot write the synthetic model to {path}: {error}") from error
+
+
+def _fingerprint(shape: Shape) -> str:
+    """Changes whenever the same preset would be written differently."""
+    digest = hashlib.blake2b(repr(shape).encode(), digest_size=5)
+    for name in ("pieces.txt", "synth_archs.py", "synth_vocab.py", "synth_weights.py"):
+        digest.update(resources.files(__package__).joinpath(name).read_bytes())
+    return digest.hexdigest()
+
+
+def gpu_names() -> list[str]:
+    """Names of the GPUs that this build of llama.cpp can use."""
+    import turboprefill
+
+    return [device.name for device in turboprefill.devices() if device.type == "gpu"]
+
+
+def split_list(text: str | None) -> list[str] | None:
+    """'a, b' as ['a', 'b']; None and '' as None."""
+    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+    return parts or None
+
+
+def split_ratios(text: str | None) -> list[float] | None:
+    """'1,2.5' as numbers.
+
+    Raises:
+        DemoError: a part is not a number of at least zero.
+    """
+    parts = split_list(text)
+    if parts is None:
+        return None
+    try:
+        ratios = [float(part) for part in parts]
+    except ValueError:
+        ratios = [-1.0]
+    if min(ratios) < 0:
+        raise DemoError(f"--tensor-split is {text!r}: expected numbers of at least 0, as in 3,1")
+    return ratios
+
+
+def is_loopback(endpoints: list[str] | None) -> bool:
+    """Whether all endpoints are on this machine."""
+    return bool(endpoints) and all(e.rpartition(":")[0] in ("127.0.0.1", "localhost") for e in endpoints or [])
+
+
+def host_threads(endpoints: list[str] | None) -> int | None:
+    """Threads for our own part of the work: few beside workers that need this machine's cores, else the default."""
+    return 1 if is_loopback(endpoints) and (os.cpu_count() or 1) < 8 else None
