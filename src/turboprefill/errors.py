@@ -14,6 +14,7 @@ __all__ = [
     "DecodeError",
     "EndpointError",
     "FatalDecodeError",
+    "InUseError",
     "InvalidBatchError",
     "InvalidInputError",
     "ModelLoadError",
@@ -34,6 +35,10 @@ class NativeModuleError(TurboPrefillError, ImportError):
 
 class ClosedError(TurboPrefillError):
     """A model or context was used after ``close()``."""
+
+
+class InUseError(TurboPrefillError):
+    """A context was used from its own abort callback, or decoded into while a zero-copy view of it was alive."""
 
 
 class InvalidInputError(TurboPrefillError, ValueError):

@@ -1,0 +1,34 @@
+// the abort callback: a Python callable that llama.cpp asks while it computes
+
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <atomic>
+#include <exception>
+
+namespace turboprefill {
+
+namespace py = pybind11;
+
+struct abort_state {
+    PyObject *           callback = nullptr; // written with the GIL and the context's lock held
+    std::exception_ptr   error;              // raised by the callback, written with the GIL held
+    std::atomic<int64_t> interval_us = 0;
+    std::atomic<int64_t> next_us     = 0;     // llama.cpp asks before each node: most calls must cost nothing
+    std::atomic<bool>    stop        = false; // sticky until the next decode
+
+    void set(const py::object & fn, double interval_s); // GIL held
+    void begin();
+    void rethrow();   // GIL held or not; throws what the callback raised
+    void forget();    // takes the GIL
+
+    bool ask();       // from any thread, without the GIL
+
+    static bool on_abort(void * data) { return ((abort_state *) data)->ask(); }
+};
+
+// true while the calling thread runs an abort callback: using a context there would wait for itself
+bool in_abort_callback();
+
+} // namespace turboprefill

@@ -1,0 +1,45 @@
+"""The native module and the files that are installed beside it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from turboprefill.errors import NativeModuleError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["core", "rpc_server_path"]
+
+
+def _load() -> ModuleType:
+    try:
+        return importlib.import_module("turboprefill._core")
+    except ImportError as error:
+        msg = (
+            f"the native module turboprefill._core does not load ({error}); expected it in {Path(__file__).parent}. "
+            "Build it with `pip install .` in the source folder, with the Python that you run"
+        )
+        raise NativeModuleError(msg) from error
+
+
+def rpc_server_path() -> Path:
+    """Path of the ``ggml-rpc-server`` that was built with this package.
+
+    Raises:
+        NativeModuleError: it is not installed.
+    """
+    # Beside the native module, which an editable install keeps away from the Python files.
+    folder = Path(str(core.__file__)).parent
+    path = folder / "bin" / "ggml-rpc-server"
+    if not path.is_file():
+        raise NativeModuleError(f"{path} is missing; install the package again with `pip install .`")
+    return path
+
+
+if TYPE_CHECKING:
+    from turboprefill import _core as core
+else:
+    core = _load()
