@@ -30,6 +30,7 @@ COMMANDS = (
     "build",
     "doctor",
     "demo",
+    "make_model",
     "prepare_tree",
 )
 

@@ -2,10 +2,77 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+import contextlib
+import time
+from collections.abc import Iterator
 
-__all__ = ["err", "out"]
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bars
+
+from turboprefill.progress import Advance, Progress
+
+__all__ = ["Lines", "Live", "err", "out", "progress"]
 
 # soft_wrap: paths and commands stay in one piece, so that they can be copied.
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def progress() -> Progress:
+    """Bars for somebody who watches a terminal, lines for a log."""
+    return Live() if err.is_terminal else Lines()
+
+
+class Live:
+    """Bars that move."""
+
+    def note(self, message: str) -> None:
+        """Print above the bars."""
+        err.print(f"[dim]{escape(message)}[/]")
+
+    @contextlib.contextmanager
+    def task(self, title: str, unit: str = "") -> Iterator[Advance]:
+        """Show a bar, or a spinner while the total is not known."""
+        counted: list[ProgressColumn] = (
+            [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
+        )
+        columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *counted, TimeElapsedColumn()]
+        with Bars(*columns, console=err, transient=True) as bars:
+            task = bars.add_task(escape(title), total=None)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+class Lines:
+    """A line now and then, for logs and pipes."""
+
+    every = 5.0  # seconds
+
+    def note(self, message: str) -> None:
+        """Print one line."""
+        err.print(escape(message))
+
+    @contextlib.contextmanager
+    def task(self, title: str, unit: str = "") -> Iterator[Advance]:
+        """Print the title, and how far it is every few seconds."""
+        _ = unit  # percent do for bytes too
+        err.print(f"{escape(title)} ...")
+        last = time.monotonic()
+
+        def advance(done: float, total: float | None) -> None:
+            nonlocal last
+            if time.monotonic() - last >= self.every and total:
+                last = time.monotonic()
+                err.print(f"{escape(title)}: {100 * done / total:.0f} %")
+
+        yield advance

@@ -1,0 +1,73 @@
+"""``turboprefill build``: compile a llama.cpp tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from turboprefill.build import BuildOptions, build
+from turboprefill.cli.console import err, out, progress
+from turboprefill.cli.install import TreeArgument
+from turboprefill.patcher import status
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("build")(_build)
+
+
+def _build(
+    directory: TreeArgument,
+    cuda: Annotated[
+        bool | None,
+        typer.Option("--cuda/--cpu", help="Default: CUDA if there are nvcc and a GPU.", show_default=False),
+    ] = None,
+    rpc: Annotated[bool, typer.Option("--rpc/--no-rpc", help="The backend for devices of other machines.")] = True,
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="What to build; repeat for more.", show_default=False)
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Parallel compilers. Default: as many as fit.")
+    ] = None,
+    build_dir: Annotated[Path | None, typer.Option(metavar="B", help="Default: DIR/build.", show_default=False)] = None,
+    native: Annotated[
+        bool, typer.Option("--native", help="Use all of this processor's instructions; may crash on virtual machines.")
+    ] = False,
+    define: Annotated[
+        list[str] | None,
+        typer.Option("-D", metavar="NAME=VALUE", help="A further CMake setting.", show_default=False),
+    ] = None,
+) -> None:
+    """Compile a llama.cpp tree: server, command line, benchmark and RPC server, unless told otherwise.
+
+    A second build only compiles what changed; ccache is used where it is installed.
+
+    [bold]Examples[/]
+
+      turboprefill build llama.cpp
+      turboprefill build llama.cpp --cpu --target llama-bench --jobs 4
+      turboprefill build llama.cpp --cuda -D CMAKE_CUDA_ARCHITECTURES=86
+    """
+    state = status(directory)
+    if state.version is None:
+        err.print("[yellow]note:[/] TurboPrefill is not installed in this tree; this builds llama.cpp as it is")
+    options = BuildOptions(
+        cuda=cuda,
+        rpc=rpc,
+        targets=tuple(target or ()),
+        jobs=jobs,
+        build_dir=build_dir,
+        native=native,
+        defines=tuple(define or ()),
+    )
+    done = build(directory, options, base=state.match.known, progress=progress())
+    kind = "CUDA" if done.cuda else "CPU"
+    out.print(f"[green]built for {kind} in {done.seconds:.0f} s[/]: {escape(', '.join(done.targets))}")
+    out.print(f"programs are in {escape(str(done.build_dir / 'bin'))}")
+    if state.version:
+        out.print("TurboPrefill is off until the environment variable TURBOPREFILL=1 is set")

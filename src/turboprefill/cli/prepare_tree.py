@@ -1,0 +1,40 @@
+"""``turboprefill prepare-tree``: what the package build needs; not shown in --help."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from turboprefill.cli.console import out, progress
+from turboprefill.patcher import install
+from turboprefill.sources import checkout
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("prepare-tree", hidden=True)(_prepare_tree)
+
+
+def _prepare_tree(
+    directory: Annotated[Path, typer.Argument(metavar="DEST", help="A new folder, or one that this made before.")],
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="auto|git|pypi|PATH", help="Default: $TURBOPREFILL_SOURCE, else auto."),
+    ] = None,
+) -> None:
+    """Make DEST the pinned llama.cpp with TurboPrefill in it; does nothing where it is that already.
+
+    Files that do not change keep their times, so that a build after it stays short.
+    """
+    chosen = source or os.environ.get("TURBOPREFILL_SOURCE") or "auto"
+    done = checkout(directory, source=chosen, progress=progress())
+    # This tree is the build's own, so whatever was edited in it can go.
+    outcome = install(directory, force=True)
+    what = f"{len(outcome.changes)} files changed" if done.created or outcome.changes else "nothing to do"
+    out.print(f"{escape(str(directory))}: llama.cpp {done.base or '(not pinned)'} with TurboPrefill, {what}")

@@ -1,0 +1,96 @@
+"""Running a long external command: output to a log file and, line by line, to whoever watches."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from turboprefill.tool_errors import ToolError
+
+__all__ = ["CommandFailedError", "run"]
+
+_TAIL = 15  # lines quoted when a command fails
+_PATIENCE = 5.0  # seconds between asking a process group to end and ending it
+
+
+class CommandFailedError(ToolError):
+    """A command could not be started, or returned something other than 0.
+
+    Attributes:
+        code: its return code; None if it did not start.
+        tail: its last lines.
+    """
+
+    def __init__(self, message: str, code: int | None, tail: Sequence[str]) -> None:
+        super().__init__(message)
+        self.code = code
+        self.tail = tuple(tail)
+
+
+def run(
+    command: Sequence[str],
+    *,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    on_line: Callable[[str], None] = lambda _line: None,
+) -> None:
+    """Run a command to its end. On Ctrl-C, or any other exception, it ends with everything it started.
+
+    Args:
+        command: program and arguments; no shell is involved.
+        log: file to append the command and its output to.
+        environment: variables to add to this process's.
+        on_line: called with every line of output (stdout and stderr together).
+
+    Raises:
+        CommandFailedError: it could not be started, or failed.
+    """
+    tail: deque[str] = deque(maxlen=_TAIL)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"$ {subprocess.list2cmdline(command)}\n")
+        file.flush()
+        try:
+            process = subprocess.Popen(
+                list(command),
+                env={**os.environ, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # a process group of its own, which can be ended as a whole
+            )
+        except OSError as error:
+            msg = f"cannot start {command[0]}: {error.strerror}"
+            raise CommandFailedError(msg, None, ()) from error
+        with process:
+            try:
+                for line in process.stdout or ():
+                    file.write(line)
+                    tail.append(line.rstrip())
+                    on_line(line.rstrip())
+                code = process.wait()
+            except BaseException:
+                _end(process)
+                raise
+        file.write(f"[return code {code}]\n")
+    if code:
+        raise CommandFailedError(f"{command[0]} returned {code}", code, tail)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
+        with contextlib.suppress(ProcessLookupError):
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, number)
+            else:
+                process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_PATIENCE)
+            return
