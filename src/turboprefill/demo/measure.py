@@ -152,9 +152,9 @@ def _measure(plan: Plan, model: Model, context: Context, tokens: list[int], n_te
     stages = []
     for arm in arms:
         note(f"timeline, {arm.name}")
-        with context.trace() as spans:
+        with context.trace() as trace:
             _prefill(context, arm, tokens)
-        arm.spans = list(spans)
+        arm.spans = list(trace.spans)
     stages = [(stage.device, stage.transport) for stage in context.stats().stages]
     devices = [device for device, _ in stages] or sorted({span.device for span in standard.spans})
     return Result(plan, len(tokens), n_text, n_prefix, _describe(model), standard, turbo, stages, devices)

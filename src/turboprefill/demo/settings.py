@@ -72,10 +72,10 @@ def _fingerprint(shape: Shape) -> str:
 
 
 def gpu_names() -> list[str]:
-    """Names of the GPUs that this build of llama.cpp can use."""
+    """Names of the GPUs that this build of llama.cpp can use: this machine's, not those of RPC servers."""
     import turboprefill
 
-    return [device.name for device in turboprefill.devices() if device.type == "gpu"]
+    return [device.name for device in turboprefill.devices() if device.type == "gpu" and device.backend != "RPC"]
 
 
 def split_list(text: str | None) -> list[str] | None:

@@ -1,0 +1,55 @@
+"""Fixtures for all tests: synthetic models and local RPC workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from turboprefill.demo import synth
+from turboprefill.demo.workers import RpcWorkers
+
+ModelFile = Callable[..., Path]
+Endpoints = Callable[[int], list[str]]
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> ModelFile:
+    """`model_file(preset, **sizes)`: path of a synthetic model, written once per session."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def make(preset: str = "tiny", **sizes: int) -> Path:
+        name = "-".join([preset, *(f"{key}{value}" for key, value in sorted(sizes.items()))])
+        path = folder / f"{name}.gguf"
+        return path if path.exists() else synth.write_model(path, preset, **sizes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def rpc_workers() -> Iterator[Endpoints]:
+    """`rpc_workers(n)`: endpoints of n local workers of one thread, the same ones for the whole session.
+
+    A worker serves one process at a time: tests that start processes give those workers of their own.
+    """
+    running: list[RpcWorkers] = []
+    with ExitStack() as stack:
+
+        def start(n: int) -> list[str]:
+            for worker in running:
+                worker.check()
+            if (missing := n - len(running)) > 0:
+                running.extend(stack.enter_context(RpcWorkers(1)) for _ in range(missing))
+            return [worker.endpoints[0] for worker in running[:n]]
+
+        yield start
+
+
+@pytest.fixture
+def text() -> str:
+    """Readable English, the demo's own prompt."""
+    from turboprefill.demo.settings import read_text
+
+    return read_text(None)

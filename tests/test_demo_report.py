@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from turboprefill import Span
+from turboprefill.demo import report, settings, timeline
+from turboprefill.demo.measure import Arm, Plan, Result, busy_percent
+
+PINNED = {
+    "prompt_tokens": int,
+    "n_ubatch": int,
+    "devices": list,
+    "standard": dict,
+    "turbo": dict,
+    "speedup": float,
+    "logits_identical": bool,
+    "state_identical": bool,
+}
+
+
+def span(device: str, stage: int, ubatch: int, start: int, end: int, *, pipelined: bool = False) -> Span:
+    return Span(device=device, stage=stage, ubatch=ubatch, pipelined=pipelined, t_start_us=start, t_end_us=end)
+
+
+def staircase(n: int) -> list[Span]:
+    spans = []
+    for ubatch in range(n):
+        start = 200 * ubatch
+        spans += [span("A", 0, ubatch, start, start + 100), span("B", 1, ubatch, start + 100, start + 200)]
+    return spans
+
+
+def pipelined(n: int) -> list[Span]:
+    return [
+        span("AB"[stage], stage, ubatch, 100 * (ubatch + stage), 100 * (ubatch + stage + 1), pipelined=True)
+        for ubatch in range(n)
+        for stage in (0, 1)
+    ]
+
+
+@pytest.fixture
+def result() -> Result:
+    standard = Arm("standard", False, [2.0, 2.1, 1.9], 0, 4, "disabled", {b"l"}, {b"s"}, {b"p"}, staircase(4))
+    turbo = Arm("TurboPrefill", True, [1.0, 1.05, 0.95], 4, 0, "", {b"l"}, {b"s"}, {b"p"}, pipelined(4))
+    plan = Plan("model.gguf", "text", None, 128, 2048, 3)
+    return Result(plan, 512, 512, 448, "tiny", standard, turbo, [("A", "none"), ("B", "staged")], ["A", "B"])
+
+
+def words(result: Result) -> str:
+    console = Console(file=io.StringIO(), width=200, record=True)
+    report.show(result, console)
+    return console.export_text()
+
+
+def test_json_has_exactly_the_promised_keys_first(result: Result, tmp_path: Path) -> None:
+    report.write_json(result, tmp_path / "result.json")
+    data = json.loads((tmp_path / "result.json").read_text())
+    assert list(data)[: len(PINNED)] == list(PINNED)
+    assert {key: type(data[key]) for key in PINNED} == PINNED
+    assert data["devices"] == ["A", "B"]
+    assert set(data["standard"]) == {"tok_per_s"}
+    assert set(data["turbo"]) == {"tok_per_s", "pipelined_ubatches", "standard_ubatches"}
+    assert data["standard"]["tok_per_s"][0] == 256
+    assert data["speedup"] == 2.0
+    assert data["logits_identical"] is data["state_identical"] is True
+
+
+def test_identical_results_are_said_to_be(result: Result) -> None:
+    text = words(result)
+    assert "2.00 times as fast" in text
+    assert "Logits are byte-identical" in text
+    assert "state" in text
+    assert "DIFFER" not in text
+    assert "50% / 50%" in text
+    assert "80% / 80%" in text
+
+
+@pytest.mark.parametrize("field", ["logits", "prefix_logits"])
+def test_different_logits_are_said_loudly(result: Result, field: str) -> None:
+    getattr(result.turbo, field).add(b"other")
+    assert not result.logits_identical
+    assert result.state_identical
+    assert "LOGITS DIFFER" in words(result)
+
+
+def test_a_different_state_is_said_loudly(result: Result) -> None:
+    result.turbo.states = {b"other"}
+    assert not result.state_identical
+    assert "THE STATE DIFFERS" in words(result)
+
+
+def test_ubatches_that_were_not_pipelined_are_explained(result: Result) -> None:
+    result.turbo = dataclasses.replace(result.turbo, pipelined_ubatches=1, standard_ubatches=3, reason="[one] device")
+    assert "3 of 4 ubatches took the standard path with TurboPrefill too: [one] device" in words(result)
+
+
+def test_a_slower_run_is_not_called_faster(result: Result) -> None:
+    result.turbo.seconds = [4.0]
+    assert "at 0.50 times the speed" in words(result)
+
+
+def test_busy_counts_overlapping_spans_once() -> None:
+    spans = [span("A", 0, 0, 0, 60), span("A", 0, 1, 40, 80), span("B", 1, 0, 60, 100)]
+    assert busy_percent(spans) == {"A": 80.0, "B": 40.0}
+    assert busy_percent([]) == {}
+
+
+def test_the_picture_shows_devices_in_the_order_of_their_stages(tmp_path: Path) -> None:
+    spans = [span("Z", 0, 0, 0, 10), span("A", 1, 0, 10, 20), span("M", 2, 0, 20, 30)]
+    assert timeline.rows(spans, []) == ["Z", "A", "M"]
+    timeline.draw(tmp_path / "t.png", spans, staircase(20), "title")
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_nothing_is_still_a_picture(tmp_path: Path) -> None:
+    timeline.draw(tmp_path / "t.png", [], [], "nothing")
+    assert (tmp_path / "t.png").stat().st_size > 0
+
+
+def test_ratios_must_be_numbers() -> None:
+    assert settings.split_ratios("3, 1.5") == [3.0, 1.5]
+    assert settings.split_ratios(None) is None
+    for wrong in ("a,b", "1,-2"):
+        with pytest.raises(settings.DemoError, match="expected numbers"):
+            settings.split_ratios(wrong)
+
+
+def test_an_unreadable_prompt_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(settings.DemoError, match="cannot read the prompt"):
+        settings.read_text(tmp_path / "missing")
+    (tmp_path / "empty").write_text(" \n")
+    with pytest.raises(settings.DemoError, match="is empty"):
+        settings.read_text(tmp_path / "empty")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(settings.DemoError, match="UTF-8"):
+        settings.read_text(tmp_path / "binary")
+
+
+def test_the_synthetic_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURBOPREFILL_CACHE", str(tmp_path))
+    notes: list[str] = []
+    first = settings.synthetic_model("tiny", notes.append)
+    stamp = first.stat().st_mtime_ns
+    assert settings.synthetic_model("tiny", notes.append) == first
+    assert first.stat().st_mtime_ns == stamp
+    assert len(notes) == 1
+
+
+def test_a_full_disk_is_noticed_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURBOPREFILL_CACHE", str(tmp_path))
+    monkeypatch.setattr(settings, "_SPARE_BYTES", 1 << 60)
+    with pytest.raises(settings.DemoError, match="Make room"):
+        settings.synthetic_model("tiny")
+    assert not list(tmp_path.rglob("*.gguf"))
+
+
+def test_only_this_machine_is_loopback() -> None:
+    assert settings.is_loopback(["127.0.0.1:1", "localhost:2"])
+    assert not settings.is_loopback(["127.0.0.1:1", "10.0.0.2:2"])
+    assert not settings.is_loopback(None)
