@@ -1,0 +1,126 @@
+// turboprefill: capture and replay of scheduler splits, the part that lives in ggml
+//
+// Words, used everywhere:
+//   ubatch    the piece of a batch that one graph computes
+//   split     the part of that graph on one backend
+//   stage     a device with its split; stage s works on ubatch u while stage s+1 works on ubatch u-1
+//   boundary  the tensors that one split hands to another
+//   slot      what one ubatch in flight owns: its splits, its tensor copies, host memory for its inputs
+//   capture   build, split and allocate the graph of a ubatch, then take it out of the scheduler (caller's thread)
+//   replay    compute the captured splits, one worker thread per stage, in the order of capture
+//
+// Use, per ubatch:
+//
+//   turboprefill_slot * slot = turboprefill_acquire(engine);  // waits for a free slot
+//   turboprefill_capture_begin(engine, slot);                 // the scheduler is now empty and writes into the slot
+//   ... build the graph ...
+//   turboprefill_capture_graph(engine, slot, graph, &why);    // split, allocate, take out
+//   ... write the user inputs ...
+//   ... ggml_backend_tensor_get_async() of the results: queued behind the split that computes them ...
+//   turboprefill_submit(engine, slot);                        // the workers may have it
+//
+// One thread at a time uses an engine; it is the thread that uses the scheduler.
+
+#pragma once
+
+#include "ggml-backend.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+struct turboprefill_engine;
+struct turboprefill_slot;
+struct turboprefill_trace;
+
+enum turboprefill_transport {
+    TURBOPREFILL_TRANSPORT_AUTO,
+    TURBOPREFILL_TRANSPORT_PEER,   // device to device, through the backend's asynchronous copy
+    TURBOPREFILL_TRANSPORT_STAGED, // device to host memory to device
+};
+
+enum turboprefill_capture_status {
+    TURBOPREFILL_CAPTURE_OK,
+    TURBOPREFILL_CAPTURE_NOT_ELIGIBLE, // the graph is allocated in the scheduler: compute it there
+    TURBOPREFILL_CAPTURE_ALLOC_FAILED,
+};
+
+struct turboprefill_params {
+    int n_slots = 0; // 0: number of stages + 3
+    turboprefill_transport transport = TURBOPREFILL_TRANSPORT_AUTO;
+};
+
+struct turboprefill_engine_stats {
+    int64_t  t_slot_wait_us;
+    uint64_t n_bytes_moved;
+    uint64_t mem_host;
+    uint64_t mem_device;
+    int      n_slots;
+};
+
+struct turboprefill_stage_stats {
+    const char * device;
+    const char * transport;
+    int64_t      n_ubatches;
+    uint64_t     n_bytes_in;
+};
+
+struct turboprefill_failure {
+    ggml_status status;  // GGML_STATUS_SUCCESS: none
+    int64_t     ubatch;  // the first that was not computed everywhere; all later ones were not either
+};
+
+// What the scheduler's last reserved graph says about pipelining: nullptr if it fits, else the reason why not.
+GGML_API const char * turboprefill_why_not(ggml_backend_sched_t sched);
+
+// nullptr if memory for it can't be had
+GGML_API turboprefill_engine * turboprefill_engine_new (ggml_backend_sched_t sched, turboprefill_params params);
+GGML_API void                  turboprefill_engine_free(turboprefill_engine * engine); // drains first
+
+GGML_API turboprefill_slot * turboprefill_acquire    (turboprefill_engine * engine); // nullptr after a failure
+GGML_API void                turboprefill_cancel     (turboprefill_engine * engine, turboprefill_slot * slot); // acquired, not captured
+GGML_API int                 turboprefill_slot_index (const turboprefill_slot * slot);
+GGML_API int64_t             turboprefill_slot_ubatch(const turboprefill_slot * slot);
+
+GGML_API void                        turboprefill_capture_begin(turboprefill_engine * engine, turboprefill_slot * slot);
+GGML_API turboprefill_capture_status turboprefill_capture_graph(turboprefill_engine * engine, turboprefill_slot * slot, ggml_cgraph * graph, const char ** why_not);
+GGML_API void                        turboprefill_capture_abort(turboprefill_engine * engine, turboprefill_slot * slot);
+
+// before_compute runs on the worker of each stage, just before its split
+GGML_API void turboprefill_submit(turboprefill_engine * engine, turboprefill_slot * slot, std::function<void(ggml_backend_t)> before_compute);
+
+// Waits until every submitted ubatch was computed and every queued result has arrived, or until they failed.
+GGML_API void turboprefill_drain(turboprefill_engine * engine);
+// Waits until host stages have computed every submitted ubatch: their faults are known then.
+GGML_API void turboprefill_drain_host(turboprefill_engine * engine);
+GGML_API bool turboprefill_idle (const turboprefill_engine * engine);
+
+GGML_API turboprefill_failure turboprefill_get_failure  (turboprefill_engine * engine);
+GGML_API void                 turboprefill_clear_failure(turboprefill_engine * engine); // drain first
+
+GGML_API turboprefill_engine_stats             turboprefill_get_stats (const turboprefill_engine * engine);
+GGML_API std::vector<turboprefill_stage_stats> turboprefill_get_stages(const turboprefill_engine * engine);
+GGML_API void                                  turboprefill_reset_stats(turboprefill_engine * engine);
+
+//
+// timeline
+//
+
+struct turboprefill_span {
+    ggml_backend_t backend;
+    int            stage;
+    int            ubatch;
+    bool           pipelined;
+    int64_t        t_start_us;
+    int64_t        t_end_us;
+};
+
+GGML_API turboprefill_trace * turboprefill_trace_new ();
+GGML_API void                 turboprefill_trace_free(turboprefill_trace * trace);
+// waits for all spans, in order of their end
+GGML_API std::vector<turboprefill_span> turboprefill_trace_spans(turboprefill_trace * trace);
+
+// at most one each, nullptr: none; the scheduler does not own them
+GGML_API void turboprefill_sched_set_engine(ggml_backend_sched_t sched, turboprefill_engine * engine);
+GGML_API void turboprefill_sched_set_trace (ggml_backend_sched_t sched, turboprefill_trace  * trace);

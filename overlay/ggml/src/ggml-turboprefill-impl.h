@@ -1,0 +1,149 @@
+// turboprefill: what the engine and the scheduler's side of it share (private to ggml-base)
+
+#pragma once
+
+#include "ggml-turboprefill.h"
+#include "ggml-backend-impl.h"
+#include "ggml-impl.h"
+#include "ggml-cpp.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+// landing regions of a device, and host regions of a boundary, when the scheduler has no copies of its own.
+// two would do: one is read while the other is written. the third absorbs jitter on the host side, where it is cheap
+#define TURBOPREFILL_N_LANDINGS 2
+#define TURBOPREFILL_N_STAGINGS 3
+
+// a tensor that a split reads and that something else wrote
+struct turboprefill_input {
+    ggml_tensor * src;
+    ggml_tensor * dst;     // its copy on the split's device
+    int           source;  // stage that computes src; -1: a user input in the slot's host memory
+    size_t        offset;  // in the staging region, if it goes through one
+};
+
+// a result that the caller asked for
+struct turboprefill_output {
+    const ggml_tensor * tensor;
+    void *              data;
+    size_t              offset;
+    size_t              size;
+};
+
+struct turboprefill_split {
+    int         stage;
+    ggml_cgraph graph;
+    std::vector<turboprefill_input>  inputs;
+    std::vector<turboprefill_output> outputs;
+};
+
+struct turboprefill_slot {
+    int     index;
+    int64_t ubatch = -1; // counted from the start of the engine
+
+    std::vector<turboprefill_split> splits; // [n_splits], in the order of the graph
+
+    // what the scheduler wrote while it split the graph: copies of inputs live in there
+    char         * context_buffer = nullptr;
+    ggml_context * ctx            = nullptr;
+
+    ggml_backend_buffer_ptr host; // user inputs
+
+    std::function<void(ggml_backend_t)> before_compute;
+    int trace_ubatch = 0;
+};
+
+struct turboprefill_link {
+    bool peer = false;
+    ggml_backend_ptr receiver; // instance on the receiving device: its stream takes the wait that comes with a peer copy
+};
+
+// one per backend of the scheduler. a backend without a split only counts ubatches
+struct turboprefill_stage {
+    ggml_backend_t             backend;
+    ggml_backend_buffer_type_t buft;
+    std::string                device;
+
+    ggml_backend_t   upload;       // stream for the inputs; the backend itself if it can't have a second stream with events
+    ggml_backend_ptr upload_owned;
+
+    // ubatch u uses [u % n_slots]
+    std::vector<ggml_backend_event_ptr> inputs_done; // [n_slots] inputs are on the device
+    std::vector<ggml_backend_event_ptr> split_done;  // [n_slots] split computed, boundary and results handed over
+
+    std::vector<ggml_backend_buffer_ptr> landing; // [TURBOPREFILL_N_LANDINGS] or none: the scheduler's own copies are used
+    std::vector<ggml_backend_buffer_ptr> staging; // [TURBOPREFILL_N_STAGINGS] host memory for the boundary that arrives here
+
+    std::map<int, turboprefill_link> links; // to other stages, by their index
+
+    std::thread worker;
+    int64_t     n_issued = 0; // ubatches that this stage has handed to its device; guarded by the engine's mutex
+
+    // stats; guarded by the engine's mutex
+    int64_t  n_ubatches = 0;
+    uint64_t n_bytes_in = 0;
+    int      arrival    = 0;  // 0: nothing arrived yet, 1: staged, 2: peer
+    int      position   = -1; // of its split in the graph, -1: none so far
+
+    bool has_events() const { return !split_done.empty(); }
+};
+
+struct turboprefill_engine {
+    ggml_backend_sched_t sched;
+    turboprefill_params  params;
+
+    std::vector<std::unique_ptr<turboprefill_stage>> stages; // [n_backends]
+    std::vector<std::unique_ptr<turboprefill_slot>>  slots;  // [n_slots]
+
+    ggml_backend_buffer_type_t host_buft;
+
+    int  n_copies;          // regions for inputs per device: the scheduler's copies, or our landings
+    bool capturing = false; // between capture_begin and submit: the scheduler is ours, its hooks stay quiet
+
+    mutable std::mutex      mutex;
+    std::condition_variable progress;
+    int64_t n_submitted = 0;     // guarded by mutex; written by the caller's thread only, which reads it as it likes
+    bool    stop        = false; // guarded by mutex
+    turboprefill_failure failure = { GGML_STATUS_SUCCESS, -1 }; // guarded by mutex
+
+    std::atomic<turboprefill_trace *> trace { nullptr };
+
+    // caller's thread only
+    int64_t  n_drained      = 0;
+    int64_t  t_slot_wait_us = 0;
+    uint64_t mem_host       = 0;
+    uint64_t mem_device     = 0;
+
+    uint64_t n_bytes_moved  = 0; // guarded by mutex
+};
+
+// ggml-turboprefill.cpp
+bool turboprefill_make_link(turboprefill_engine * engine, int from, int to); // true: peer copies
+bool turboprefill_reserve_host   (turboprefill_engine * engine, ggml_backend_buffer_ptr & buf, size_t size);
+bool turboprefill_reserve_landing(turboprefill_engine * engine, turboprefill_stage & stage, size_t size);
+bool turboprefill_reserve_staging(turboprefill_engine * engine, turboprefill_stage & stage, size_t size);
+
+// ggml-turboprefill-trace.cpp
+// begin right before a split is handed to its backend, end right after. trace may be nullptr
+struct turboprefill_trace_mark;
+turboprefill_trace_mark * turboprefill_trace_begin(turboprefill_trace * trace, ggml_backend_t backend);
+void turboprefill_trace_end(turboprefill_trace * trace, turboprefill_trace_mark * mark, ggml_backend_t backend, const ggml_cgraph * graph, int stage, int ubatch, bool pipelined);
+int  turboprefill_trace_next_ubatch(turboprefill_trace * trace);
+int  turboprefill_trace_cur_ubatch (turboprefill_trace * trace);
+
+// ggml-turboprefill-sched.inc: the scheduler's hooks, in the order in which they stand in ggml-backend.cpp
+bool turboprefill_queue_output (ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size);
+void turboprefill_sched_drain  (ggml_backend_sched_t sched); // the devices are about to be read or used by somebody else
+void turboprefill_sched_compute(ggml_backend_sched_t sched); // a graph is about to be computed on the standard path
+
+// ggml-turboprefill-sched.inc: for the engine
+void   turboprefill_sched_release(turboprefill_engine * engine, turboprefill_slot * slot, bool take_ctx);
+// bytes of all inputs of a stage's split, and of the part that other stages compute, in the last graph that was split
+size_t turboprefill_sched_input_bytes   (ggml_backend_sched_t sched, int stage);
+size_t turboprefill_sched_boundary_bytes(ggml_backend_sched_t sched, int stage);

@@ -1,0 +1,81 @@
+// TurboPrefill: pipelined prefill for models that are split by layers over several devices
+//
+// Public C API. It works on contexts made by llama_init_from_model() and is as thread-safe as they are:
+// one context is used by one thread at a time.
+//
+// The environment variable TURBOPREFILL sets the default of new contexts (unset, 0, false or off: disabled).
+// While disabled, llama_decode() is upstream's, byte for byte and step for step.
+
+#pragma once
+
+#include "llama.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define TURBOPREFILL_VERSION "0.1.0"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Switches the pipeline of one context on or off. Waits for ubatches in flight.
+LLAMA_API void llama_turboprefill_set_enabled(struct llama_context * ctx, bool enabled);
+LLAMA_API bool llama_turboprefill_enabled(const struct llama_context * ctx);
+
+// Why the last llama_decode() used the standard path for at least one of its ubatches, "" if it did not.
+// Valid until the next call on ctx.
+LLAMA_API const char * llama_turboprefill_reason(const struct llama_context * ctx);
+
+struct llama_turboprefill_stats {
+    int64_t n_ubatches_pipelined; // since the context was created or its stats were reset,
+    int64_t n_ubatches_standard;  // counted while TurboPrefill is enabled
+    int64_t n_tokens_pipelined;
+    int64_t n_tokens_standard;
+
+    int64_t t_capture_us;   // host time spent on capturing ubatches
+    int64_t t_slot_wait_us; // host time spent on waiting for a free slot
+
+    uint64_t n_bytes_moved; // over stage boundaries
+    uint64_t mem_host;      // bytes of host memory held by slots and transport
+    uint64_t mem_device;    // bytes of device memory held by the transport
+
+    int32_t n_stages;       // 0 before the first pipelined ubatch
+    int32_t n_slots;
+};
+
+LLAMA_API struct llama_turboprefill_stats llama_turboprefill_get_stats  (const struct llama_context * ctx);
+LLAMA_API void                            llama_turboprefill_reset_stats(      struct llama_context * ctx);
+
+struct llama_turboprefill_stage {
+    const char * device;     // owned by the context
+    const char * transport;  // how the activations of the stage before arrive: "none", "staged" or "peer"
+    int64_t      n_ubatches;
+    uint64_t     n_bytes_in; // activations received from other stages
+};
+
+LLAMA_API int32_t llama_turboprefill_n_stages (const struct llama_context * ctx);
+LLAMA_API bool    llama_turboprefill_get_stage(const struct llama_context * ctx, int32_t i, struct llama_turboprefill_stage * stage);
+
+// Timeline of the devices' work, for both paths; it works with TurboPrefill disabled as well.
+// A span begins when the split was handed to an idle device, or when the device finished the split before it.
+struct llama_turboprefill_span {
+    const char * device;    // owned by the context
+    int32_t      stage;
+    int32_t      ubatch;    // counted from trace_start
+    bool         pipelined;
+    int64_t      t_start_us;
+    int64_t      t_end_us;
+};
+
+// starts with an empty timeline
+LLAMA_API void   llama_turboprefill_trace_start(struct llama_context * ctx);
+// waits for the devices, returns the number of spans
+LLAMA_API size_t llama_turboprefill_trace_stop (struct llama_context * ctx);
+// copies up to n spans in order of their end, returns how many
+LLAMA_API size_t llama_turboprefill_trace_read (const struct llama_context * ctx, struct llama_turboprefill_span * spans, size_t n);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,609 @@
+#include "turboprefill-context.h"
+#include "turboprefill.h"
+
+#include "ggml-turboprefill.h"
+
+#include "llama-batch.h"
+#include "llama-context.h"
+#include "llama-graph.h"
+#include "llama-impl.h"
+#include "llama-memory.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <set>
+#include <string>
+
+//
+// environment
+//
+
+static std::string turboprefill_getenv(const char * name) {
+    const char * value = getenv(name);
+    std::string res = value ? value : "";
+    std::transform(res.begin(), res.end(), res.begin(), [](unsigned char c) { return std::tolower(c); });
+    return res;
+}
+
+// TURBOPREFILL
+static bool turboprefill_default_enabled() {
+    const std::string value = turboprefill_getenv("TURBOPREFILL");
+    return !(value.empty() || value == "0" || value == "false" || value == "off");
+}
+
+// TURBOPREFILL_SLOTS, TURBOPREFILL_TRANSPORT
+static turboprefill_params turboprefill_default_params() {
+    turboprefill_params params;
+
+    params.n_slots = atoi(turboprefill_getenv("TURBOPREFILL_SLOTS").c_str());
+
+    const std::string transport = turboprefill_getenv("TURBOPREFILL_TRANSPORT");
+    if (transport == "peer") {
+        params.transport = TURBOPREFILL_TRANSPORT_PEER;
+    } else if (transport == "staged") {
+        params.transport = TURBOPREFILL_TRANSPORT_STAGED;
+    } else if (!transport.empty() && transport != "auto") {
+        LLAMA_LOG_WARN("%s: TURBOPREFILL_TRANSPORT=%s is not one of auto, peer, staged: using auto\n", __func__, transport.c_str());
+    }
+    return params;
+}
+
+//
+// llama_turboprefill
+//
+
+// a ubatch in flight
+struct llama_turboprefill_entry {
+    llm_graph_result_ptr res;
+    llama_ubatch         ubatch = {};   // keeps the data it points to
+    int64_t              i_ubatch = -1; // its number in the engine, -1: none
+};
+
+struct llama_turboprefill {
+    explicit llama_turboprefill(llama_context & ctx);
+    ~llama_turboprefill();
+
+    static llama_turboprefill * get(const llama_context & ctx); // nullptr if there is none
+    static llama_turboprefill & make(     llama_context & ctx);
+
+    void sched_begin();
+    void sched_end();
+
+    int32_t decode_begin(uint32_t n_tokens, uint32_t n_outputs);
+    bool    process(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret, llm_graph_result *& res);
+    void    submit();
+    int32_t decode_end();
+    void    drain();
+
+    bool uses(const llama_memory_i * memory) const { return ctx.memory.get() == memory; }
+
+    void set_enabled(bool value);
+
+    void   trace_start();
+    size_t trace_stop();
+
+    bool enabled = turboprefill_default_enabled();
+
+    std::string reason; // why ubatches of the last decode took the standard path
+
+    llama_turboprefill_stats stats = {};
+
+    mutable std::vector<turboprefill_stage_stats> stages; // kept for the strings that get_stage() returns
+
+    std::vector<turboprefill_span> spans;
+
+    turboprefill_engine * engine = nullptr;
+
+private:
+    llama_context & ctx;
+
+    turboprefill_trace * trace = nullptr;
+
+    // why the scheduler's graphs can't be pipelined
+    std::string why_no_engine;
+
+    std::vector<llama_turboprefill_entry> entries; // [n_slots]
+
+    turboprefill_slot * slot = nullptr; // captured, its results not yet asked for
+
+    uint32_t n_tokens_all = 0; // of the current decode
+
+    ggml_status status_late = GGML_STATUS_SUCCESS; // of ubatches whose decode had returned
+
+    const char * why_not(const llama_ubatch & ubatch, llm_graph_type gtype, const llama_memory_context_i * mctx) const;
+
+    llm_graph_result * capture(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret);
+
+    void        count_standard(const llama_ubatch & ubatch, const char * why);
+    ggml_status recover();
+
+    // graphs of the standard path must not be reused after the scheduler was used for something else.
+    // upstream keeps two graph results since September 2026, one before
+    template <typename T> static auto forget_graph(T & ctx, int)  -> decltype(ctx.gf_res_prev_active = nullptr, void()) { ctx.gf_res_prev_active = nullptr; }
+    template <typename T> static auto forget_graph(T & ctx, long) -> decltype(ctx.gf_res_prev->reset(),         void()) { ctx.gf_res_prev->reset(); }
+};
+
+// contexts whose memory may be used by ubatches in flight
+static std::mutex                     g_turboprefill_mutex;
+static std::set<llama_turboprefill *> g_turboprefill_all;
+
+llama_turboprefill::llama_turboprefill(llama_context & ctx) : ctx(ctx) {
+    std::lock_guard<std::mutex> lock(g_turboprefill_mutex);
+    g_turboprefill_all.insert(this);
+}
+
+llama_turboprefill::~llama_turboprefill() {
+    {
+        std::lock_guard<std::mutex> lock(g_turboprefill_mutex);
+        g_turboprefill_all.erase(this);
+    }
+    turboprefill_engine_free(engine);
+    if (trace) {
+        turboprefill_sched_set_trace(ctx.sched.get(), nullptr);
+        turboprefill_trace_free(trace);
+    }
+}
+
+llama_turboprefill * llama_turboprefill::get(const llama_context & ctx) {
+    return ctx.turboprefill.get();
+}
+
+llama_turboprefill & llama_turboprefill::make(llama_context & ctx) {
+    if (!ctx.turboprefill) {
+        ctx.turboprefill = std::make_shared<llama_turboprefill>(ctx);
+    }
+    return *ctx.turboprefill;
+}
+
+void llama_turboprefill::sched_begin() {
+    if (engine) {
+        drain();
+        turboprefill_engine_free(engine);
+        engine = nullptr;
+        entries.clear();
+    }
+    if (trace && ctx.sched) {
+        turboprefill_sched_set_trace(ctx.sched.get(), nullptr);
+    }
+}
+
+void llama_turboprefill::sched_end() {
+    turboprefill_sched_set_trace(ctx.sched.get(), trace);
+
+    if (!enabled || ctx.model.hparams.no_alloc) {
+        return;
+    }
+
+    why_no_engine.clear();
+    if (ctx.model.split_mode() != LLAMA_SPLIT_MODE_LAYER) {
+        why_no_engine = "the split mode is not layer";
+    } else if (const char * why = turboprefill_why_not(ctx.sched.get())) {
+        why_no_engine = why;
+    } else {
+        engine = turboprefill_engine_new(ctx.sched.get(), turboprefill_default_params());
+        if (!engine) {
+            why_no_engine = "no memory for the pipeline's transport buffers";
+        }
+    }
+
+    if (engine) {
+        entries.resize(turboprefill_get_stats(engine).n_slots);
+        LLAMA_LOG_INFO("%s: TurboPrefill: prefill is pipelined, %d slots\n", __func__, (int) entries.size());
+    } else {
+        LLAMA_LOG_INFO("%s: TurboPrefill: standard path: %s\n", __func__, why_no_engine.c_str());
+    }
+}
+
+void llama_turboprefill::set_enabled(bool value) {
+    drain();
+    enabled = value;
+    if (enabled && !engine && ctx.sched) {
+        // the engine takes its sizes from the worst-case graph, which is known only while it is reserved
+        ctx.sched_need_reserve = true;
+        ctx.sched_reserve();
+    }
+}
+
+// devices that failed: forget what they did not compute
+ggml_status llama_turboprefill::recover() {
+    if (!engine) {
+        return GGML_STATUS_SUCCESS;
+    }
+    const turboprefill_failure failure = turboprefill_get_failure(engine);
+    if (failure.status == GGML_STATUS_SUCCESS) {
+        return GGML_STATUS_SUCCESS;
+    }
+
+    turboprefill_drain(engine);
+
+    // a later ubatch may have failed first, and an earlier one after that
+    const turboprefill_failure first = turboprefill_get_failure(engine);
+
+    std::map<llama_seq_id, llama_pos> pos_min;
+    for (const auto & entry : entries) {
+        const llama_ubatch & ubatch = entry.ubatch;
+        if (entry.i_ubatch < first.ubatch) {
+            continue;
+        }
+        for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+            for (int32_t s = 0; s < ubatch.n_seq_id[i]; ++s) {
+                auto it = pos_min.emplace(ubatch.seq_id[i][s], ubatch.pos[i]).first;
+                it->second = std::min(it->second, ubatch.pos[i]);
+            }
+        }
+    }
+
+    for (const auto & [seq_id, pos] : pos_min) {
+        LLAMA_LOG_WARN("%s: removing memory module entries for seq_id = %d, pos = [%d, +inf)\n", __func__, seq_id, pos);
+        // the states of a recurrent model can't be taken back one by one
+        if (ctx.cparams.n_rs_seq > 0 || !ctx.memory->seq_rm(seq_id, pos, -1)) {
+            LLAMA_LOG_WARN("%s: removing the whole sequence %d\n", __func__, seq_id);
+            ctx.memory->seq_rm(seq_id, -1, -1);
+        }
+    }
+
+    turboprefill_clear_failure(engine);
+    return first.status;
+}
+
+static int32_t turboprefill_decode_code(ggml_status status) {
+    switch (status) {
+        case GGML_STATUS_SUCCESS:      return  0;
+        case GGML_STATUS_ABORTED:      return  2;
+        case GGML_STATUS_ALLOC_FAILED: return -2;
+        case GGML_STATUS_FAILED:       return -3;
+    }
+    return -3;
+}
+
+void llama_turboprefill::drain() {
+    if (!engine) {
+        return;
+    }
+    submit();
+    turboprefill_drain(engine);
+    // stays for the next decode to report, which is the first call that can
+    status_late = status_late != GGML_STATUS_SUCCESS ? status_late : recover();
+}
+
+int32_t llama_turboprefill::decode_begin(uint32_t n_tokens, uint32_t /*n_outputs*/) {
+    reason.clear();
+    n_tokens_all = n_tokens;
+
+    ggml_status status = recover();
+    if (status == GGML_STATUS_SUCCESS) {
+        status = status_late;
+    }
+    status_late = GGML_STATUS_SUCCESS;
+
+    if (status != GGML_STATUS_SUCCESS) {
+        LLAMA_LOG_ERROR("%s: ubatches of an earlier decode failed with status %d; nothing of this one was computed\n", __func__, status);
+    }
+    return turboprefill_decode_code(status);
+}
+
+int32_t llama_turboprefill::decode_end() {
+    if (!engine) {
+        return 0;
+    }
+    // the abort callback is asked by the CPU: the caller expects its verdict from this very call
+    if (ctx.abort_callback) {
+        turboprefill_drain_host(engine);
+    }
+    return turboprefill_decode_code(recover());
+}
+
+const char * llama_turboprefill::why_not(const llama_ubatch & ubatch, llm_graph_type gtype, const llama_memory_context_i * mctx) const {
+    if (!engine) {
+        return why_no_engine.c_str();
+    }
+    if (!mctx || (gtype != LLM_GRAPH_TYPE_DEFAULT && gtype != LLM_GRAPH_TYPE_DECODER)) {
+        return "the graph is not that of a decoder";
+    }
+    if (ctx.cparams.cb_eval) {
+        return "an evaluation callback is set";
+    }
+    // a full ubatch without outputs is a piece of a longer prompt, even if the rest comes with the next call
+    const bool more_to_come = ubatch.n_tokens > 1 && ubatch.n_tokens == ctx.cparams.n_ubatch && ctx.n_outputs == 0;
+    if (n_tokens_all <= ctx.cparams.n_ubatch && !more_to_come && turboprefill_idle(engine)) {
+        return "the batch is a single ubatch and nothing is in flight";
+    }
+    return nullptr;
+}
+
+void llama_turboprefill::count_standard(const llama_ubatch & ubatch, const char * why) {
+    reason = why;
+    stats.n_ubatches_standard++;
+    stats.n_tokens_standard += ubatch.n_tokens;
+}
+
+llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret) {
+    auto * sched = ctx.sched.get();
+    auto & entry = entries[turboprefill_slot_index(slot)];
+
+    if (!entry.res) {
+        entry.res.reset(new llm_graph_result(ctx.get_gf_res_reserve()->get_max_nodes()));
+    }
+    auto * res = entry.res.get();
+    entry.ubatch   = ubatch;
+    entry.i_ubatch = turboprefill_slot_ubatch(slot);
+
+    forget_graph(ctx, 0);
+
+    turboprefill_capture_begin(engine, slot);
+
+    res->reset();
+    ggml_backend_sched_set_eval_callback(sched, ctx.cparams.cb_eval, ctx.cparams.cb_eval_user_data);
+
+    auto * gf = ctx.model.build_graph(ctx.graph_params(res, ubatch, mctx, gtype));
+    if (!gf) {
+        LLAMA_LOG_ERROR("%s: failed to initialize graph\n", __func__);
+        turboprefill_capture_abort(engine, slot);
+        slot = nullptr;
+        ret  = GGML_STATUS_FAILED;
+        return nullptr;
+    }
+
+    const char * why = nullptr;
+    switch (turboprefill_capture_graph(engine, slot, gf, &why)) {
+        case TURBOPREFILL_CAPTURE_OK:
+            {
+                res->set_inputs(&ubatch);
+
+                stats.n_ubatches_pipelined++;
+                stats.n_tokens_pipelined += ubatch.n_tokens;
+                ret = GGML_STATUS_SUCCESS;
+                return res;
+            }
+        case TURBOPREFILL_CAPTURE_ALLOC_FAILED:
+            {
+                LLAMA_LOG_ERROR("%s: failed to allocate graph\n", __func__);
+                slot = nullptr;
+                ret  = GGML_STATUS_ALLOC_FAILED;
+                return nullptr;
+            }
+        case TURBOPREFILL_CAPTURE_NOT_ELIGIBLE:
+            break;
+    }
+
+    // the scheduler has the graph allocated: go on as upstream does. its buffers are those of the ubatches in flight
+    slot = nullptr;
+    count_standard(ubatch, why);
+    drain();
+
+    res->set_inputs(&ubatch);
+    ret = ctx.graph_compute(res->get_gf(), ubatch.n_tokens > 1);
+    return ret == GGML_STATUS_SUCCESS ? res : nullptr;
+}
+
+bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret, llm_graph_result *& res) {
+    submit();
+
+    if (!enabled) {
+        return false;
+    }
+    if (const char * why = why_not(ubatch, gtype, mctx)) {
+        count_standard(ubatch, why);
+        return false;
+    }
+
+    res  = nullptr;
+    slot = turboprefill_acquire(engine);
+    if (!slot) {
+        ret = recover();
+        return true;
+    }
+
+    const int64_t t_start_us = ggml_time_us();
+
+    if (!mctx->apply()) {
+        LLAMA_LOG_ERROR("%s: failed to apply memory context\n", __func__);
+        turboprefill_cancel(engine, slot);
+        slot = nullptr;
+        ret  = GGML_STATUS_FAILED;
+        return true;
+    }
+
+    res = capture(ubatch, gtype, mctx, ret);
+
+    stats.t_capture_us += ggml_time_us() - t_start_us;
+    return true;
+}
+
+void llama_turboprefill::submit() {
+    if (!slot) {
+        return;
+    }
+    const bool batched = entries[turboprefill_slot_index(slot)].ubatch.n_tokens > 1;
+
+    const int         n_threads  = batched ? ctx.cparams.n_threads_batch : ctx.cparams.n_threads;
+    ggml_threadpool_t threadpool = batched ? ctx.threadpool_batch        : ctx.threadpool;
+
+    // what llama_context::graph_compute() does for all backends at once: here each is set by the thread that uses it
+    turboprefill_submit(engine, slot, [this, n_threads, threadpool](ggml_backend_t backend) {
+        if (backend == ctx.backend_cpu) {
+            auto * reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend));
+            auto * set_threadpool_fn = (void (*)(ggml_backend_t, ggml_threadpool_t)) ggml_backend_reg_get_proc_address(reg, "ggml_backend_cpu_set_threadpool");
+            if (set_threadpool_fn) {
+                set_threadpool_fn(backend, threadpool);
+            }
+        }
+        for (const auto & set_n_threads_fn : ctx.set_n_threads_fns) {
+            if (set_n_threads_fn.first == backend) {
+                set_n_threads_fn.second(backend, n_threads);
+            }
+        }
+    });
+    slot = nullptr;
+}
+
+void llama_turboprefill::trace_start() {
+    drain();
+    if (trace) {
+        turboprefill_sched_set_trace(ctx.sched.get(), nullptr);
+        turboprefill_trace_free(trace);
+    }
+    spans.clear();
+    trace = turboprefill_trace_new();
+    if (ctx.sched) {
+        turboprefill_sched_set_trace(ctx.sched.get(), trace);
+    }
+}
+
+size_t llama_turboprefill::trace_stop() {
+    if (trace) {
+        ctx.synchronize();
+        turboprefill_sched_set_trace(ctx.sched.get(), nullptr);
+        spans = turboprefill_trace_spans(trace);
+        turboprefill_trace_free(trace);
+        trace = nullptr;
+    }
+    return spans.size();
+}
+
+//
+// hooks
+//
+
+void llama_turboprefill_sched_begin(llama_context & ctx) {
+    llama_turboprefill::make(ctx).sched_begin();
+}
+
+void llama_turboprefill_sched_end(llama_context & ctx) {
+    llama_turboprefill::make(ctx).sched_end();
+}
+
+int32_t llama_turboprefill_decode_begin(llama_context & ctx, uint32_t n_tokens, uint32_t n_outputs) {
+    return llama_turboprefill::make(ctx).decode_begin(n_tokens, n_outputs);
+}
+
+bool llama_turboprefill_process(llama_context & ctx, const llama_ubatch & ubatch, int gtype, llama_memory_context_i * mctx, ggml_status & ret, llm_graph_result *& res) {
+    return llama_turboprefill::make(ctx).process(ubatch, (llm_graph_type) gtype, mctx, ret, res);
+}
+
+void llama_turboprefill_submit(llama_context & ctx) {
+    llama_turboprefill::make(ctx).submit();
+}
+
+int32_t llama_turboprefill_decode_end(llama_context & ctx) {
+    return llama_turboprefill::make(ctx).decode_end();
+}
+
+void llama_turboprefill_drain(llama_context & ctx) {
+    if (auto * tp = llama_turboprefill::get(ctx)) {
+        tp->drain();
+    }
+}
+
+void llama_turboprefill_drain_memory(llama_memory_i * memory) {
+    llama_turboprefill * found = nullptr;
+    {
+        std::lock_guard<std::mutex> lock(g_turboprefill_mutex);
+        for (auto * tp : g_turboprefill_all) {
+            if (tp->uses(memory)) {
+                found = tp;
+            }
+        }
+    }
+    if (found) {
+        found->drain();
+    }
+}
+
+//
+// API
+//
+
+void llama_turboprefill_set_enabled(llama_context * ctx, bool enabled) {
+    try {
+        llama_turboprefill::make(*ctx).set_enabled(enabled);
+    } catch (const std::exception & err) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
+    }
+}
+
+bool llama_turboprefill_enabled(const llama_context * ctx) {
+    const auto * tp = llama_turboprefill::get(*ctx);
+    return tp ? tp->enabled : turboprefill_default_enabled();
+}
+
+const char * llama_turboprefill_reason(const llama_context * ctx) {
+    const auto * tp = llama_turboprefill::get(*ctx);
+    if (!tp || !tp->enabled) {
+        return "TurboPrefill is disabled";
+    }
+    return tp->reason.c_str();
+}
+
+llama_turboprefill_stats llama_turboprefill_get_stats(const llama_context * ctx) {
+    const auto * tp = llama_turboprefill::get(*ctx);
+    if (!tp) {
+        return {};
+    }
+    llama_turboprefill_stats stats = tp->stats;
+    if (tp->engine) {
+        const turboprefill_engine_stats engine = turboprefill_get_stats(tp->engine);
+        stats.t_slot_wait_us = engine.t_slot_wait_us;
+        stats.n_bytes_moved  = engine.n_bytes_moved;
+        stats.mem_host       = engine.mem_host;
+        stats.mem_device     = engine.mem_device;
+        stats.n_slots        = engine.n_slots;
+        stats.n_stages       = turboprefill_get_stages(tp->engine).size();
+    }
+    return stats;
+}
+
+void llama_turboprefill_reset_stats(llama_context * ctx) {
+    if (auto * tp = llama_turboprefill::get(*ctx)) {
+        tp->stats = {};
+        if (tp->engine) {
+            turboprefill_reset_stats(tp->engine);
+        }
+    }
+}
+
+int32_t llama_turboprefill_n_stages(const llama_context * ctx) {
+    return llama_turboprefill_get_stats(ctx).n_stages;
+}
+
+bool llama_turboprefill_get_stage(const llama_context * ctx, int32_t i, llama_turboprefill_stage * stage) {
+    const auto * tp = llama_turboprefill::get(*ctx);
+    if (!tp || !tp->engine) {
+        return false;
+    }
+    tp->stages = turboprefill_get_stages(tp->engine);
+    if (i < 0 || (size_t) i >= tp->stages.size()) {
+        return false;
+    }
+    const auto & from = tp->stages[i];
+    *stage = { from.device, from.transport, from.n_ubatches, from.n_bytes_in };
+    return true;
+}
+
+void llama_turboprefill_trace_start(llama_context * ctx) {
+    llama_turboprefill::make(*ctx).trace_start();
+}
+
+size_t llama_turboprefill_trace_stop(llama_context * ctx) {
+    return llama_turboprefill::make(*ctx).trace_stop();
+}
+
+size_t llama_turboprefill_trace_read(const llama_context * ctx, llama_turboprefill_span * spans, size_t n) {
+    const auto * tp = llama_turboprefill::get(*ctx);
+    if (!tp) {
+        return 0;
+    }
+    n = std::min(n, tp->spans.size());
+    for (size_t i = 0; i < n; ++i) {
+        const auto & from = tp->spans[i];
+        spans[i] = {
+            ggml_backend_dev_name(ggml_backend_get_device(from.backend)),
+            from.stage, from.ubatch, from.pipelined, from.t_start_us, from.t_end_us,
+        };
+    }
+    return n;
+}

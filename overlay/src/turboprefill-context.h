@@ -1,0 +1,36 @@
+// TurboPrefill in llama_context: which ubatches are pipelined, and what becomes of their memory cells if a device fails
+//
+// llama_context calls these at the places that hooks.json names; everything else is private to turboprefill-context.cpp.
+
+#pragma once
+
+#include "ggml.h"
+
+#include <cstdint>
+
+struct llama_context;
+struct llama_memory_i;
+struct llama_memory_context_i;
+struct llama_ubatch;
+class  llm_graph_result;
+
+// the scheduler is about to be replaced / has reserved its worst-case graph
+void llama_turboprefill_sched_begin(llama_context & ctx);
+void llama_turboprefill_sched_end  (llama_context & ctx);
+
+// != 0: a device failed since the last call; return this from llama_decode()
+int32_t llama_turboprefill_decode_begin(llama_context & ctx, uint32_t n_tokens, uint32_t n_outputs);
+
+// true: this ubatch was taken, with its result in res, or nullptr and the status in ret. false: it is upstream's
+bool llama_turboprefill_process(llama_context & ctx, const llama_ubatch & ubatch, int gtype, llama_memory_context_i * mctx,
+        ggml_status & ret, llm_graph_result *& res);
+
+// the results of the ubatch were asked for: the devices may have it
+void llama_turboprefill_submit(llama_context & ctx);
+
+int32_t llama_turboprefill_decode_end(llama_context & ctx);
+
+// wait for everything in flight, and forget the memory cells that were not computed
+void llama_turboprefill_drain(llama_context & ctx);
+// the same for the context that uses this memory
+void llama_turboprefill_drain_memory(llama_memory_i * memory);
