@@ -6,10 +6,11 @@ import importlib
 import os
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from turboprefill.process import capture
 
 __all__ = ["Gpu", "find_gpus", "find_nvcc", "memory_bytes", "peer_access", "run_quietly", "version_of"]
 
@@ -27,11 +28,8 @@ class Gpu:
 
 def run_quietly(*command: str) -> str | None:
     """A command's stdout, or None if it is missing, fails or hangs."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False, errors="replace")
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+    done = capture(*command)
+    return done.stdout if done.code == 0 else None
 
 
 def version_of(program: str) -> str | None:

@@ -183,7 +183,7 @@ def _refuse_failed_anchors(state: TreeState, pins: Pins) -> None:
     lines += [f"  {name}: no such file" for name in absent]
     lines += [f"  {failure}" for failure in state.failures if failure.hook.file not in absent]
     lines.append(
-        f"Versions known to fit: {pins.known()}. Either take one of them (turboprefill checkout NEW_DIR), "
+        f"Tested is llama.cpp {pins.default}. Either take that (turboprefill checkout NEW_DIR), "
         "or undo local changes to these files, or look for a release of turboprefill for this llama.cpp."
     )
     raise RefusedError("\n".join(lines))
@@ -210,11 +210,10 @@ def _same(name: str, old: bytes | None, new: bytes | None, overlay: Overlay) -> 
 
 
 def _install_notes(state: TreeState, pins: Pins) -> Iterator[str]:
-    if state.match.known is None:
-        yield (
-            f"This is not exactly a llama.cpp version that was tested (known are {pins.known()}); "
-            "every anchor was found, so it may work."
-        )
+    known = state.match.known
+    if known != pins.default:
+        found = f"llama.cpp {known}" if known else "no version that the pins know"
+        yield f"This tree is {found}. Every anchor was found, but tested is llama.cpp {pins.default}."
 
 
 def _uninstall_notes(state: TreeState, changes: Mapping[str, tuple[bytes | None, bytes | None]]) -> Iterator[str]:

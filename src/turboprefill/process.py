@@ -8,11 +8,12 @@ import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from turboprefill.tool_errors import ToolError
 
-__all__ = ["CommandFailedError", "run"]
+__all__ = ["Captured", "CommandFailedError", "capture", "run"]
 
 _TAIL = 15  # lines quoted when a command fails
 _PATIENCE = 5.0  # seconds between asking a process group to end and ending it
@@ -30,6 +31,32 @@ class CommandFailedError(ToolError):
         super().__init__(message)
         self.code = code
         self.tail = tuple(tail)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What a short command printed; ``code`` is None if it did not start or did not end in time."""
+
+    code: int | None
+    stdout: str
+    stderr: str
+
+
+def capture(*command: str, timeout: float = 20) -> Captured:
+    """Run a short command and never raise."""
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Captured(None, "", str(error))
+    return Captured(done.returncode, done.stdout, done.stderr)
 
 
 def run(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+from types import FrameType
 from typing import Any
 
 import typer
@@ -17,6 +19,7 @@ from typer.core import TyperGroup
 
 from turboprefill.cli.console import err, out
 from turboprefill.errors import TurboPrefillError
+from turboprefill.gitrepo import forget_outer_repository
 
 __all__ = ["app", "main"]
 
@@ -112,6 +115,13 @@ def _register_all() -> None:
 _register_all()
 
 
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run the command line with ``sys.argv`` and exit with one of the documented codes."""
+    # Being asked to end is handled like Ctrl-C: what was begun is undone.
+    signal.signal(signal.SIGTERM, _interrupt)
+    forget_outer_repository()
     app(prog_name="turboprefill")

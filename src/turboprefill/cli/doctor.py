@@ -1,0 +1,85 @@
+"""``turboprefill doctor``: what is there, what is missing, what to do about it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from turboprefill.cli.console import err, out
+from turboprefill.doctor import Report, examine
+
+__all__ = ["register"]
+
+_MARKS = {True: "[green]ok[/]", False: "[red]closed[/]", None: "[dim]-[/]"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("doctor")(_doctor)
+
+
+def _doctor(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="A llama.cpp tree to look at too.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs; the keys are stable.")] = False,
+) -> None:
+    """Show what this machine has, and everything that keeps prompts from being pipelined, with its remedy.
+
+    Changes nothing, and ends with 0 whatever it finds.
+
+    [bold]Examples[/]
+
+      turboprefill doctor
+      turboprefill doctor llama.cpp
+      turboprefill doctor --json | jq .can_pipeline
+    """
+    with err.status("looking around"):
+        report = examine(directory)
+    if as_json:
+        typer.echo(json.dumps(report.as_json(), indent=2))
+        return
+    _print_machine(report)
+    _print_gates(report)
+
+
+def _print_machine(report: Report) -> None:
+    table = Table.grid(padding=(0, 2))
+    for tool in report.tools:
+        found = f"{tool.version or '?'}  {tool.path}" if tool.path else "[yellow]not found[/]"
+        table.add_row(f"  {tool.name}", found, f"[dim]{tool.purpose}[/]")
+    out.print("[bold]Tools[/]")
+    out.print(table)
+    out.print("[bold]Machine[/]")
+    if report.memory:
+        total, available = (n / (1 << 30) for n in report.memory)
+        out.print(f"  memory {total:.1f} GiB, {available:.1f} GiB available")
+    for gpu in report.gpus:
+        out.print(f"  GPU {gpu.index}: {escape(gpu.name)}, {gpu.memory / (1 << 30):.1f} GiB")
+    if not report.gpus:
+        out.print("  no NVIDIA GPU found")
+    package = report.package
+    out.print(
+        f"[bold]Package[/]\n  turboprefill {package['version']}, overlay {package['overlay_version'] or 'missing'}"
+    )
+
+
+def _print_gates(report: Report) -> None:
+    out.print("[bold]What pipelined prompts need[/]")
+    for gate in report.gates:
+        out.print(f"  {_MARKS[gate.open]:>6} {gate.name}: {escape(gate.found)}")
+        if gate.remedy:
+            out.print(f"         -> {escape(gate.remedy)}")
+    if report.can_pipeline:
+        out.print(
+            f"[green]A patched llama.cpp pipelines prompts over {report.visible_gpus} devices here[/], "
+            "given -sm layer, all layers on devices, and a prompt longer than one ubatch (-ub)"
+        )
+    else:
+        closed = sum(gate.open is False for gate in report.gates)
+        out.print(f"{closed} of these are closed; prompts take llama.cpp's standard path until they are open")

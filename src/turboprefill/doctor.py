@@ -1,0 +1,239 @@
+"""What this machine, this installation and a tree offer, and what keeps prompts from being pipelined."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from turboprefill import hardware
+from turboprefill.errors import TurboPrefillError
+from turboprefill.overlay import load_overlay
+from turboprefill.patcher import status
+from turboprefill.process import capture
+
+__all__ = ["Gate", "Report", "Tool", "examine"]
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A program that checking out or building uses.
+
+    Attributes:
+        name: of the program.
+        path: None if it was not found.
+        version: None if it is not known.
+        purpose: what it is needed for.
+    """
+
+    name: str
+    path: str | None
+    version: str | None
+    purpose: str
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A condition for pipelined prompts.
+
+    Attributes:
+        name: short.
+        open: it holds; None: it could not be found out, or does not matter here.
+        found: what was seen.
+        remedy: what to do when it is closed; empty when it is open.
+    """
+
+    name: str
+    open: bool | None
+    found: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything :func:`examine` found; sizes in bytes."""
+
+    tools: tuple[Tool, ...]
+    gpus: tuple[hardware.Gpu, ...]
+    visible_gpus: int
+    peer_access: bool | None
+    memory: tuple[int, int] | None  # total, available
+    package: Mapping[str, Any]
+    tree: Mapping[str, Any] | None
+    gates: tuple[Gate, ...]
+
+    @property
+    def can_pipeline(self) -> bool:
+        """Whether a patched program on this machine, with these variables, would pipeline prompts over its GPUs."""
+        return all(gate.open is not False for gate in self.gates)
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``doctor --json``; the keys are an interface."""
+        return {
+            "schema": 1,
+            "tools": [asdict(tool) for tool in self.tools],
+            "gpus": [asdict(gpu) for gpu in self.gpus],
+            "visible_gpus": self.visible_gpus,
+            "peer_access": self.peer_access,
+            "memory": self.memory and {"total": self.memory[0], "available": self.memory[1]},
+            "package": dict(self.package),
+            "tree": self.tree,
+            "can_pipeline": self.can_pipeline,
+            "gates": [asdict(gate) for gate in self.gates],
+        }
+
+
+def examine(root: Path | None = None) -> Report:
+    """Look at everything; nothing is changed, and nothing that is missing raises.
+
+    Args:
+        root: a llama.cpp tree to look at as well.
+    """
+    tools = _tools()
+    gpus = tuple(hardware.find_gpus())
+    visible = _visible(len(gpus))
+    peer = hardware.peer_access(len(gpus))
+    package = _package()
+    tree = _tree(root) if root else None
+    gates = (
+        *_build_gates(tools, bool(gpus)),
+        *_device_gates(visible, len(gpus), peer),
+        *_software_gates(package, root, tree),
+    )
+    return Report(tools, gpus, visible, peer, hardware.memory_bytes(), package, tree, gates)
+
+
+def _tools() -> tuple[Tool, ...]:
+    def tool(name: str, purpose: str, path: str | None = None) -> Tool:
+        path = path or shutil.which(name)
+        return Tool(name, path, hardware.version_of(path) if path else None, purpose)
+
+    compiler = next((c for c in (os.environ.get("CXX"), "c++", "g++", "clang++") if c and shutil.which(c)), "c++")
+    return (
+        tool("git", "checkout from github.com, local repositories"),
+        tool(compiler, "compiling"),
+        tool("cmake", "compiling"),
+        tool("ninja", "compiling, faster than make"),
+        tool("ccache", "compiling again, optional"),
+        tool("nvcc", "compiling for NVIDIA GPUs", hardware.find_nvcc()),
+    )
+
+
+def _visible(n_gpus: int) -> int:
+    """How many GPUs CUDA programs see: it ends its list at the first entry that is not valid."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return n_gpus
+    count = 0
+    for entry in (part.strip() for part in chosen.split(",")):
+        if not entry or entry.startswith("-") or (entry.isdigit() and int(entry) >= n_gpus):
+            break
+        count += 1
+    return min(count, n_gpus)
+
+
+def _package() -> dict[str, Any]:
+    from turboprefill import __version__
+
+    # Another process: a native module that does not load must not take this one with it.
+    found = capture(sys.executable, "-c", "import turboprefill._core as core; print(core.__file__)", timeout=60)
+    try:
+        overlay: str | None = load_overlay().version
+    except TurboPrefillError:
+        overlay = None
+    reason = (found.stderr.strip().splitlines() or [f"return code {found.code}"])[-1]
+    return {
+        "version": __version__,
+        "overlay_version": overlay,
+        "native_module": found.stdout.strip() if found.code == 0 else None,
+        "native_module_error": None if found.code == 0 else reason,
+    }
+
+
+def _tree(root: Path) -> dict[str, Any]:
+    try:
+        overlay = load_overlay()
+        return status(root, overlay=overlay).as_json(overlay)
+    except TurboPrefillError as error:
+        return {"tree": str(root), "error": str(error)}
+
+
+def _build_gates(tools: tuple[Tool, ...], gpus: bool) -> list[Gate]:
+    missing = [tool.name for tool in tools[1:3] if not tool.path]
+    gates = [
+        Gate(
+            "build tools",
+            not missing,
+            f"missing: {', '.join(missing)}" if missing else "C++ compiler and CMake",
+            "install g++ or clang++, and CMake (pip install cmake ninja)" if missing else "",
+        )
+    ]
+    if gpus:
+        nvcc = tools[-1]
+        remedy = "" if nvcc.path else "install the CUDA toolkit, or put its bin folder on PATH"
+        gates.append(Gate("CUDA toolkit", bool(nvcc.path), nvcc.version or "no nvcc", remedy))
+    return gates
+
+
+def _device_gates(visible: int, present: int, peer: bool | None) -> list[Gate]:
+    enough = visible >= 2
+    if present > visible:
+        found = f"{visible} of {present} GPUs (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')})"
+        remedy = "make at least two visible: unset CUDA_VISIBLE_DEVICES"
+    else:
+        found = f"{visible} GPU{'' if visible == 1 else 's'}"
+        remedy = (
+            "a pipeline needs at least two devices: add GPUs, or devices of other machines through RPC "
+            "(--rpc HOST:PORT). To see it work on this machine's processor: turboprefill demo"
+        )
+    gates = [Gate("devices", enough, found, "" if enough else remedy)]
+    if present > 1:
+        words = {
+            True: "every pair of GPUs",
+            False: "not between all GPUs; data goes through host memory, which still overlaps with computing",
+            None: "not known",
+        }
+        gates.append(Gate("peer access", True if peer else None, words[peer], ""))
+    return gates
+
+
+def _software_gates(package: Mapping[str, Any], root: Path | None, tree: Mapping[str, Any] | None) -> list[Gate]:
+    gates = []
+    if root and tree:
+        gates.append(_tree_gate(root, tree))
+    module = package["native_module"]
+    gates.append(
+        Gate(
+            "Python module",
+            True if module else None,  # patched programs do without it
+            module or str(package["native_module_error"]),
+            ""
+            if module
+            else "needed for the Python interface and the demo: pip install . in turboprefill's source tree",
+        )
+    )
+    value = os.environ.get("TURBOPREFILL")
+    off = (value or "0").lower() in ("0", "false", "off")
+    gates.append(
+        Gate(
+            "switched on",
+            not off,
+            f"TURBOPREFILL={value}" if value is not None else "TURBOPREFILL is not set",
+            "for llama.cpp's programs: export TURBOPREFILL=1 (the Python interface has its own switch)" if off else "",
+        )
+    )
+    return gates
+
+
+def _tree_gate(root: Path, tree: Mapping[str, Any]) -> Gate:
+    if "error" in tree:
+        return Gate("tree", False, str(tree["error"]), "")
+    found = f"{root}: {tree['state']}" + (f" {tree['version']}" if tree["version"] else "")
+    if tree["up_to_date"]:
+        return Gate("tree", True, found, "")
+    command = "install --dry-run" if tree["anchors_failed"] else "install"
+    return Gate("tree", False, found, f"turboprefill {command} {root}")
