@@ -1,0 +1,394 @@
+"""Installing into a tree and removing again."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from toytree import CONTEXT, FILES, HOOKED, HOOKS, OWN, make_overlay, make_pins, make_tree, snapshot
+
+from turboprefill import patcher
+from turboprefill.overlay import Overlay
+from turboprefill.pins import Pins
+from turboprefill.tool_errors import RefusedError
+
+PINS = make_pins()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return make_tree(tmp_path / "llama.cpp")
+
+
+@pytest.fixture
+def overlay(tmp_path: Path) -> Overlay:
+    return make_overlay(tmp_path / "overlay")
+
+
+def install(tree: Path, overlay: Overlay, pins: Pins = PINS, **options: bool) -> patcher.Outcome:
+    return patcher.install(tree, overlay=overlay, pins=pins, **options)
+
+
+def uninstall(tree: Path, overlay: Overlay, **options: bool) -> patcher.Outcome:
+    return patcher.uninstall(tree, overlay=overlay, pins=PINS, **options)
+
+
+def state(tree: Path, overlay: Overlay) -> str:
+    return patcher.status(tree, overlay=overlay, pins=PINS).state
+
+
+def git(tree: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+    subprocess.run(["git", "-C", str(tree), *who, *arguments], check=True, capture_output=True)
+
+
+def commit_all(tree: Path) -> None:
+    git(tree, "init", "-q")
+    git(tree, "add", "-A")
+    git(tree, "commit", "-qm", "base")
+
+
+def test_installing_inserts_every_line_tagged_at_its_anchor(tree: Path, overlay: Overlay) -> None:
+    install(tree, overlay)
+    assert (tree / HOOKED[1]).read_text() == (
+        '#include "llama-context.h"\n#include "turboprefill.h" // turboprefill\n\nint decode() {\n'
+        "    a(); // turboprefill\n    b(); // turboprefill\n    // the ubatch loop\n    return 0;\n}\n"
+    )
+    assert "    llama-context.cpp\n    turboprefill.cpp # turboprefill\n" in (tree / HOOKED[0]).read_text()
+    assert (tree / HOOKED[2]).read_text().endswith('}\n#include "turboprefill.inc" // turboprefill\n')
+
+
+def test_installing_copies_own_files_with_a_seal(tree: Path, overlay: Overlay) -> None:
+    install(tree, overlay)
+    first, last = (tree / "src/turboprefill.cpp").read_text().splitlines()
+    assert first == "int answer = 42;"
+    assert re.fullmatch(r"// turboprefill: installed copy, sha256 of the text above [0-9a-f]{64}", last)
+
+
+def test_installing_twice_changes_nothing_the_second_time(tree: Path, overlay: Overlay) -> None:
+    install(tree, overlay)
+    times = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
+    assert install(tree, overlay).changes == {}
+    assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == times
+
+
+def test_uninstalling_restores_every_byte(tree: Path, overlay: Overlay) -> None:
+    (tree / HOOKED[1]).chmod(0o755)
+    before = snapshot(tree)
+    install(tree, overlay)
+    uninstall(tree, overlay)
+    assert snapshot(tree) == before
+
+
+def test_uninstalling_removes_folders_that_were_made(tree: Path, overlay: Overlay) -> None:
+    install(tree, overlay)
+    uninstall(tree, overlay)
+    assert not (tree / "ggml/src/turboprefill").exists()
+
+
+def test_uninstalling_says_that_the_result_was_checked(tree: Path, overlay: Overlay) -> None:
+    install(tree, overlay)
+    assert any("checked against" in note for note in uninstall(tree, overlay).notes)
+
+
+def test_uninstalling_an_untouched_tree_changes_nothing(tree: Path, overlay: Overlay) -> None:
+    assert uninstall(tree, overlay).changes == {}
+
+
+def test_installing_keeps_file_modes(tree: Path, overlay: Overlay) -> None:
+    (tree / HOOKED[2]).chmod(0o750)
+    install(tree, overlay)
+    assert (tree / HOOKED[2]).stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.parametrize("command", [install, uninstall], ids=["install", "uninstall"])
+def test_a_dry_run_writes_nothing(tree: Path, overlay: Overlay, command) -> None:  # type: ignore[no-untyped-def]
+    if command is uninstall:
+        install(tree, overlay)
+    before = snapshot(tree)
+    assert command(tree, overlay, dry_run=True).changes
+    assert snapshot(tree) == before
+
+
+@pytest.mark.parametrize("end", [b"\n", b""], ids=["newline at end", "no newline at end"])
+@pytest.mark.parametrize("eol", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize("where", ["before", "after", "end"])
+def test_a_line_goes_in_and_out_again_whatever_the_line_ends(
+    tmp_path: Path, eol: bytes, end: bytes, where: str
+) -> None:
+    files = {name: data.removesuffix(b"\n").replace(b"\n", eol) + (end and eol) for name, data in FILES.items()}
+    tree = make_tree(tmp_path / "tree", files)
+    last_line = "}" if where != "end" else ""
+    hook = {"file": HOOKED[1], "anchor": last_line, "where": where, "lines": ["x();", "y();"], "why": "w"}
+    overlay = make_overlay(tmp_path / "overlay", hooks=[hook])
+    before = snapshot(tree)
+    install(tree, overlay)
+    after = (tree / HOOKED[1]).read_bytes()
+    assert b"x(); // turboprefill" + eol + b"y(); // turboprefill" in after
+    assert after.endswith(eol) == bool(end)
+    assert after.count(b"\r\n") == (after.count(b"\n") if eol == b"\r\n" else 0)
+    assert state(tree, overlay) == "installed"
+    uninstall(tree, overlay)
+    assert snapshot(tree) == before
+
+
+def test_a_tree_with_crlf_line_ends_is_still_a_known_base(tmp_path: Path, overlay: Overlay) -> None:
+    tree = make_tree(tmp_path / "crlf", {name: data.replace(b"\n", b"\r\n") for name, data in FILES.items()})
+    assert state(tree, overlay) == "pristine"
+
+
+def test_bytes_that_are_not_utf8_survive(tree: Path, overlay: Overlay) -> None:
+    path = tree / HOOKED[1]
+    path.write_bytes(CONTEXT + b"// \xff\xfe\x80 \x0c\n")
+    before = snapshot(tree)
+    install(tree, overlay, force=True)
+    uninstall(tree, overlay)
+    assert snapshot(tree) == before
+
+
+class TestAnchorsThatDoNotFit:
+    @pytest.fixture(autouse=True)
+    def changed_upstream(self, tree: Path) -> None:
+        (tree / HOOKED[0]).write_bytes(b"add_library(llama\n    llama-contexts.cc\n    )\n")
+        (tree / HOOKED[1]).write_bytes(CONTEXT + b"// the ubatch loop\n")
+        (tree / HOOKED[2]).unlink()
+
+    def test_all_of_them_are_listed(self, tree: Path, overlay: Overlay) -> None:
+        with pytest.raises(RefusedError) as error:
+            install(tree, overlay)
+        text = str(error.value)
+        assert "src/CMakeLists.txt: expected exactly one line with `llama-context.cpp`, found none" in text
+        assert "most similar is line 2: `llama-contexts.cc`" in text
+        assert "`// the ubatch loop`, found 2: lines 4, 7" in text
+        assert "ggml/src/ggml-backend.cpp: no such file" in text
+
+    def test_nothing_is_changed(self, tree: Path, overlay: Overlay) -> None:
+        before = snapshot(tree)
+        with pytest.raises(RefusedError, match="nothing was changed"):
+            install(tree, overlay)
+        assert snapshot(tree) == before
+
+    def test_force_does_not_help(self, tree: Path, overlay: Overlay) -> None:
+        with pytest.raises(RefusedError):
+            install(tree, overlay, force=True)
+
+    def test_status_reports_them(self, tree: Path, overlay: Overlay) -> None:
+        assert len(patcher.status(tree, overlay=overlay, pins=PINS).failures) == 3
+
+
+def test_an_anchor_may_occur_again_in_a_line_that_was_inserted(tree: Path, tmp_path: Path) -> None:
+    hook = {"file": HOOKED[2], "anchor": "run();", "where": "after", "lines": ["    run();"], "why": "w"}
+    overlay = make_overlay(tmp_path / "again", hooks=[hook])
+    install(tree, overlay)
+    assert install(tree, overlay).changes == {}
+
+
+def test_two_hooks_at_one_anchor_keep_their_order(tree: Path, tmp_path: Path) -> None:
+    hooks = [
+        {"file": HOOKED[2], "anchor": "run();", "where": "before", "lines": [f"    step{i}();"], "why": "w"}
+        for i in range(3)
+    ]
+    install(tree, make_overlay(tmp_path / "three", hooks=hooks))
+    assert re.findall(r"step\d", (tree / HOOKED[2]).read_text()) == ["step0", "step1", "step2"]
+
+
+def test_local_edits_in_a_hooked_file_are_refused(tree: Path, overlay: Overlay) -> None:
+    (tree / HOOKED[1]).write_bytes(CONTEXT + b"// mine\n")
+    with pytest.raises(RefusedError, match=r"not as in llama\.cpp b1(.|\n)*src/llama-context\.cpp(.|\n)*--force"):
+        install(tree, overlay)
+
+
+def test_local_edits_are_kept_with_force_and_after_uninstalling(tree: Path, overlay: Overlay) -> None:
+    (tree / HOOKED[1]).write_bytes(CONTEXT + b"// mine\n")
+    install(tree, overlay, force=True)
+    done = uninstall(tree, overlay)
+    assert (tree / HOOKED[1]).read_bytes() == CONTEXT + b"// mine\n"
+    assert any("edits" in note and HOOKED[1] in note for note in done.notes)
+
+
+def test_another_version_in_git_is_not_a_local_edit(tree: Path, overlay: Overlay) -> None:
+    (tree / HOOKED[1]).write_bytes(CONTEXT + b"// newer upstream\n")
+    commit_all(tree)
+    done = install(tree, overlay)
+    assert any("tested is llama.cpp b1" in note for note in done.notes)
+
+
+def test_an_unknown_version_is_tried_by_its_anchors(tree: Path, overlay: Overlay) -> None:
+    for name in HOOKED:
+        (tree / name).write_bytes(FILES[name] + b"\n")
+    assert state(tree, overlay) == "unknown base"
+    done = install(tree, overlay)
+    assert any("no version that the pins know" in note for note in done.notes)
+
+
+def test_an_unknown_version_with_edits_that_git_sees_is_refused(tree: Path, overlay: Overlay) -> None:
+    for name in HOOKED:
+        (tree / name).write_bytes(FILES[name] + b"\n")
+    commit_all(tree)
+    (tree / HOOKED[1]).write_bytes(CONTEXT + b"// mine\n")
+    with pytest.raises(RefusedError, match="the version that git has"):
+        install(tree, overlay)
+
+
+class TestUpgrade:
+    """From an overlay with another version, another own file and a hook in another file."""
+
+    @pytest.fixture
+    def older(self, tmp_path: Path) -> Overlay:
+        hooks = [{"file": "include/llama.h", "anchor": "#pragma once", "where": "after", "lines": ["old();"], "why": "w"}]
+        own = {"include/turboprefill.h": OWN["include/turboprefill.h"], "src/turboprefill-old.cpp": "int old;\n"}
+        return make_overlay(tmp_path / "older", "0.9.0", hooks=[*hooks, *HOOKS[:1]], own=own)
+
+    def test_the_result_is_that_of_a_fresh_install(self, tree: Path, older: Overlay, overlay: Overlay) -> None:
+        fresh = shutil.copytree(tree, tree.with_name("fresh"))
+        install(fresh, overlay)
+        install(tree, older)
+        install(tree, overlay)
+        assert snapshot(tree) == snapshot(fresh)
+
+    def test_the_older_one_is_recognised(self, tree: Path, older: Overlay, overlay: Overlay) -> None:
+        install(tree, older)
+        found = patcher.status(tree, overlay=overlay, pins=PINS)
+        assert (found.state, found.version, found.up_to_date) == ("installed", "0.9.0", False)
+
+    def test_the_older_one_can_be_removed(self, tree: Path, older: Overlay, overlay: Overlay) -> None:
+        before = snapshot(tree)
+        install(tree, older)
+        uninstall(tree, overlay)
+        assert snapshot(tree) == before
+
+
+class TestState:
+    def test_of_an_untouched_tree_is_pristine(self, tree: Path, overlay: Overlay) -> None:
+        assert state(tree, overlay) == "pristine"
+
+    def test_after_installing_is_installed(self, tree: Path, overlay: Overlay) -> None:
+        install(tree, overlay)
+        found = patcher.status(tree, overlay=overlay, pins=PINS)
+        assert (found.state, found.version, found.up_to_date) == ("installed", "1.0.0", True)
+
+    def test_with_a_line_missing_is_partial(self, tree: Path, overlay: Overlay) -> None:
+        install(tree, overlay)
+        path = tree / HOOKED[1]
+        path.write_text(path.read_text().replace("    a(); // turboprefill\n", ""))
+        assert state(tree, overlay) == "partial"
+
+    @pytest.mark.parametrize("name", OWN)
+    def test_with_an_own_file_missing_is_partial(self, tree: Path, overlay: Overlay, name: str) -> None:
+        install(tree, overlay)
+        (tree / name).unlink()
+        assert state(tree, overlay) == "partial"
+
+    def test_with_an_edited_own_file_is_modified(self, tree: Path, overlay: Overlay) -> None:
+        install(tree, overlay)
+        path = tree / "src/turboprefill.cpp"
+        path.write_text(path.read_text().replace("42", "43"))
+        assert state(tree, overlay) == "modified"
+
+    def test_does_not_come_from_a_marker_file(self, tree: Path, overlay: Overlay) -> None:
+        install(tree, overlay)
+        for name in HOOKED:
+            (tree / name).write_bytes(FILES[name])
+        for name in OWN:
+            (tree / name).unlink()
+        assert state(tree, overlay) == "pristine"
+
+    def test_ignores_copies_in_build_folders(self, tree: Path, overlay: Overlay) -> None:
+        install(tree, overlay)
+        build = tree / "src/build"
+        build.mkdir()
+        (build / "CMakeCache.txt").touch()
+        shutil.copy(tree / "src/turboprefill.cpp", build)
+        assert install(tree, overlay).changes == {}
+
+
+def test_installing_completes_a_partial_tree(tree: Path, overlay: Overlay) -> None:
+    install(tree, overlay)
+    complete = snapshot(tree)
+    (tree / "src/turboprefill.cpp").unlink()
+    (tree / HOOKED[0]).write_bytes(FILES[HOOKED[0]])
+    install(tree, overlay)
+    assert snapshot(tree) == complete
+
+
+@pytest.mark.parametrize("command", [install, uninstall], ids=["install", "uninstall"])
+def test_an_edited_own_file_is_only_lost_with_force(tree: Path, overlay: Overlay, command) -> None:  # type: ignore[no-untyped-def]
+    install(tree, overlay)
+    path = tree / "src/turboprefill.cpp"
+    path.write_text(path.read_text().replace("42", "43"))
+    with pytest.raises(RefusedError, match=r"src/turboprefill\.cpp"):
+        command(tree, overlay)
+    command(tree, overlay, force=True)
+    assert not path.exists() or "42" in path.read_text()
+
+
+@pytest.mark.parametrize("make", ["nothing", "file", "other folder"])
+def test_something_that_is_not_llama_cpp_is_refused(tmp_path: Path, overlay: Overlay, make: str) -> None:
+    path = tmp_path / "thing"
+    if make == "file":
+        path.touch()
+    elif make == "other folder":
+        path.mkdir()
+    with pytest.raises(RefusedError, match=r"checkout"):
+        install(path, overlay)
+
+
+def test_a_link_out_of_the_tree_is_refused(tree: Path, overlay: Overlay, tmp_path: Path) -> None:
+    outside = tmp_path / "elsewhere.cpp"
+    outside.write_bytes(CONTEXT)
+    (tree / HOOKED[1]).unlink()
+    (tree / HOOKED[1]).symlink_to(outside)
+    with pytest.raises(RefusedError, match="leads out of the tree"):
+        install(tree, overlay)
+    assert outside.read_bytes() == CONTEXT
+
+
+def test_a_folder_that_is_a_link_out_of_the_tree_is_refused(tree: Path, overlay: Overlay, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tree / "ggml/src/turboprefill").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RefusedError, match="leads out of the tree"):
+        install(tree, overlay)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_link_inside_the_tree_stays_a_link(tree: Path, overlay: Overlay) -> None:
+    (tree / HOOKED[1]).rename(tree / "src/real.txt")
+    (tree / HOOKED[1]).symlink_to("real.txt")
+    install(tree, overlay)
+    assert (tree / HOOKED[1]).is_symlink()
+    uninstall(tree, overlay)
+    assert (tree / "src/real.txt").read_bytes() == CONTEXT
+
+
+def test_the_full_diff_is_a_patch_that_git_applies(tree: Path, overlay: Overlay) -> None:
+    fresh = shutil.copytree(tree, tree.with_name("fresh"))
+    install(tree, overlay)
+    patch = tree.with_name("all.patch")
+    patch.write_text("".join(f"{line}\n" for line in patcher.diff(tree, full=True, overlay=overlay, pins=PINS)))
+    git(fresh, "init", "-q")
+    git(fresh, "apply", str(patch))
+    assert {name: data for name, (data, _) in snapshot(fresh).items()} == {
+        name: data for name, (data, _) in snapshot(tree).items()
+    }
+
+
+def test_the_diff_before_installing_is_the_diff_after(tree: Path, overlay: Overlay) -> None:
+    before = list(patcher.diff(tree, overlay=overlay, pins=PINS))
+    install(tree, overlay)
+    assert list(patcher.diff(tree, overlay=overlay, pins=PINS)) == before
+    assert any(line.startswith("+    a();") for line in before)
+
+
+def test_status_as_json_has_exactly_these_keys(tree: Path, overlay: Overlay) -> None:
+    install(tree, overlay)
+    (tree / HOOKED[2]).unlink()
+    result = patcher.status(tree, overlay=overlay, pins=PINS).as_json(overlay)
+    assert set(result) == {
+        "schema", "tree", "state", "version", "overlay_version", "up_to_date", "base", "git_head", "files", "anchors_failed",
+    }  # fmt: skip
+    assert set(result["base"]) == {"name", "commit", "exact"}
+    assert all(set(file) == {"path", "role", "state", "local_edits"} for file in result["files"])
+    assert all(set(failure) == {"file", "anchor", "found", "nearest"} for failure in result["anchors_failed"])

@@ -1,0 +1,157 @@
+"""What is left of a tree when writing to it goes wrong half-way."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from toytree import HOOKED, make_overlay, make_pins, make_tree, snapshot
+
+from turboprefill import patcher
+from turboprefill.tool_errors import RefusedError
+from turboprefill.transaction import Transaction, transaction
+
+PINS = make_pins()
+N_FILES = 6  # three hooked, three own
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    tree = make_tree(tmp_path / "llama.cpp")
+    (tree / HOOKED[0]).chmod(0o755)
+    return tree
+
+
+def failing(real: Callable[..., None], at: int, error: BaseException, *, late: bool) -> Callable[..., None]:
+    """``real``, which raises at its ``at``-th call, before or after doing its work."""
+    calls = 0
+
+    def wrapper(*arguments: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at and not late:
+            raise error
+        real(*arguments)
+        if calls == at:
+            raise error
+
+    return wrapper
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before it is written", "after it is written"])
+@pytest.mark.parametrize("at", range(1, N_FILES + 1))
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), RefusedError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (MemoryError(), MemoryError),
+    ],
+    ids=["disk full", "Ctrl-C", "out of memory"],
+)
+def test_a_failing_install_restores_every_byte(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, late: bool, error: BaseException, raised: type
+) -> None:
+    overlay = make_overlay(tmp_path / "overlay")
+    before = snapshot(tree)
+    monkeypatch.setattr(Transaction, "write", failing(Transaction.write, at, error, late=late))
+    with pytest.raises(raised):
+        patcher.install(tree, overlay=overlay, pins=PINS)
+    assert snapshot(tree) == before
+    assert not (tree / "ggml/src/turboprefill").exists()
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_failing_uninstall_restores_every_byte(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    overlay = make_overlay(tmp_path / "overlay")
+    patcher.install(tree, overlay=overlay, pins=PINS)
+    before = snapshot(tree)
+    monkeypatch.setattr(Transaction, "delete", failing(Transaction.delete, at, KeyboardInterrupt(), late=True))
+    with pytest.raises(KeyboardInterrupt):
+        patcher.uninstall(tree, overlay=overlay, pins=PINS)
+    assert snapshot(tree) == before
+
+
+def test_a_restored_file_keeps_its_time(tree: Path) -> None:
+    path = tree / HOOKED[0]
+    before = path.stat().st_mtime_ns
+    with pytest.raises(ValueError, match="stop"), transaction(tree) as files:
+        files.write(path, b"other")
+        raise ValueError("stop")
+    assert path.stat().st_mtime_ns == before
+
+
+def test_no_copies_are_left_behind(tree: Path) -> None:
+    with transaction(tree) as files:
+        files.write(tree / HOOKED[0], b"other")
+    assert list(tree.glob(".turboprefill*")) == []
+
+
+def test_copies_of_a_killed_process_are_cleared_away(tree: Path) -> None:
+    (tree / ".turboprefill-left").mkdir()
+    with transaction(tree):
+        pass
+    assert list(tree.glob(".turboprefill*")) == []
+
+
+def test_a_full_or_read_only_disk_is_named(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object, **_options: object) -> str:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("turboprefill.transaction.tempfile.mkdtemp", refuse)
+    with pytest.raises(RefusedError, match=r"cannot write in .*Read-only file system.*Nothing was changed"):
+        patcher.install(tree, overlay=make_overlay(tmp_path / "overlay"), pins=PINS)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_tree_without_write_permission_is_refused(tree: Path, tmp_path: Path) -> None:
+    overlay = make_overlay(tmp_path / "overlay")
+    tree.chmod(0o555)
+    try:
+        with pytest.raises(RefusedError, match="Permission denied"):
+            patcher.install(tree, overlay=overlay, pins=PINS)
+    finally:
+        tree.chmod(0o755)
+
+
+def test_two_commands_do_not_change_one_tree_at_once(tree: Path, tmp_path: Path) -> None:
+    handle = os.open(tree, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(RefusedError, match="another turboprefill command"):
+            patcher.install(tree, overlay=make_overlay(tmp_path / "overlay"), pins=PINS)
+    finally:
+        os.close(handle)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_between_two_files_restores_every_byte(tree: Path, number: signal.Signals) -> None:
+    before = snapshot(tree)
+    program = f"""
+import signal, sys, time
+from pathlib import Path
+from turboprefill.transaction import transaction
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+tree = Path({str(tree)!r})
+with transaction(tree) as files:
+    files.write(tree / {HOOKED[0]!r}, b"one")
+    print("written", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"written\n"
+        time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(20) != 0
+    assert snapshot(tree) == before
