@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from turboprefill.context import Context
-    from turboprefill.devices import Device, devices
+    from turboprefill.device import Device, devices
     from turboprefill.errors import (
         AbortedError,
         ClosedError,
@@ -63,13 +63,14 @@ __all__ = [
 
 _HOME = {
     "Context": "context",
-    "Device": "devices",
+    "Device": "device",
     "Memory": "memory",
     "Model": "model",
     "Perf": "stats",
     "Span": "stats",
     "Stage": "stats",
     "Stats": "stats",
+    "devices": "device",
 }
 
 
@@ -87,9 +88,6 @@ def __getattr__(name: str) -> Any:
     value: Any
     if name == "__version__":
         value = _version()
-    elif name == "devices":
-        # A function that shares its name with its module: importing the module would shadow it for good.
-        value = importlib.import_module("turboprefill.devices").devices
     elif name in _HOME:
         value = getattr(importlib.import_module(f"turboprefill.{_HOME[name]}"), name)
     elif name in __all__:

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from turboprefill import log, state
-from turboprefill.errors import (
-    AbortedError,
-    ContextCreationError,
-    DecodeError,
-    FatalDecodeError,
-    InvalidBatchError,
-    InvalidInputError,
-    NoKVSlotError,
-    StateError,
-)
+from turboprefill.decode_errors import ABORTED, decode_error
+from turboprefill.errors import ContextCreationError, InvalidInputError, StateError
 from turboprefill.inputs import Batch, Inputs, Limits, LogitsSelection, SeqIds, make_batch
 from turboprefill.memory import Memory
+from turboprefill.monitor import Monitored
 from turboprefill.native import core
 from turboprefill.outputs import Outputs
-from turboprefill.stats import Perf, Span, Stats, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +30,7 @@ _EMBEDDINGS = core.OutputKind.EMBEDDINGS
 _NO_POOLING = 0
 
 
-class Context:
+class Context(Monitored):
     """Made by :meth:`Model.context`.
 
     Use it from one thread at a time. Calls from several threads are safe, as each waits for the one before, but they
@@ -58,8 +49,7 @@ class Context:
                 self._native = core.Context(native, params)
             except ContextCreationError as error:
                 log.flush()
-                why = captured.last or "it gives no reason"
-                msg = f"llama.cpp refused to create a context: {why}. A smaller n_ctx or n_ubatch needs less memory"
+                msg = f"cannot create a context: {captured.reason}. A smaller n_ctx or n_ubatch needs less memory"
                 raise ContextCreationError(msg, log=str(captured)) from error
             self._native.turboprefill = turboprefill
         self.memory = Memory(self._native, kv_unified=params.kv_unified)
@@ -138,26 +128,16 @@ class Context:
             for start in range(0, batch.n, step):
                 stop = min(start + step, batch.n)
                 if self._abort_callback is not None and self._abort_callback():
-                    raise self._error(2, captured, start)
+                    raise decode_error(ABORTED, captured, start)
                 code = self._native.decode(**batch.part(start, stop, output_all=self._embeddings))
                 if code != 0:
                     log.flush()
-                    raise self._error(code, captured, start)
+                    raise decode_error(code, captured, start)
                 rows = np.flatnonzero(batch.output[start:stop]).astype(np.int32)
                 if not self._embeddings:  # llama.cpp keeps only the rows that were asked for
                     rows = np.arange(len(rows), dtype=np.int32)
                 outputs.made(rows, last=stop == batch.n)
         self._outputs = outputs
-
-    def _error(self, code: int, captured: log.Captured, n_decoded: int) -> DecodeError:
-        kind, meaning = {
-            1: (NoKVSlotError, f"no room in memory (n_ctx is {self.n_ctx}); remove sequences or raise n_ctx"),
-            2: (AbortedError, "stopped by the abort callback; context.memory knows what was computed"),
-            -1: (InvalidBatchError, "llama.cpp rejects the batch; see its log"),
-        }.get(code, (FatalDecodeError, "a computation failed; see llama.cpp's log"))
-        details = f": {captured.last}" if captured.last else ""
-        msg = f"llama_decode returned {code} after {n_decoded} tokens, {meaning}{details}"
-        return kind(msg, code=code, log=str(captured), n_decoded=n_decoded)
 
     def logits(self, *, copy: bool = True) -> NDArray[np.float32]:
         """Logits of the last ``decode_batch``, read-only, in the order of its tokens. Waits for the devices.
@@ -264,7 +244,7 @@ class Context:
             self._outputs = Outputs(self._native, self._widths)
             loaded = self._native.load_state(content)
         if not loaded:
-            raise StateError(f"llama.cpp could not load the state: {captured.last or 'it gives no reason'}")
+            raise StateError(f"llama.cpp could not load the state: {captured.reason}")
 
     @property
     def turboprefill(self) -> bool:
@@ -274,37 +254,6 @@ class Context:
     @turboprefill.setter
     def turboprefill(self, enabled: bool) -> None:
         self._native.turboprefill = enabled
-
-    def stats(self) -> Stats:
-        """TurboPrefill's counters, and why the standard path was used."""
-        return Stats.from_native(self._native.stats(), enabled=self._native.turboprefill)
-
-    def reset_stats(self) -> None:
-        """Set the counters to zero."""
-        self._native.reset_stats()
-
-    @contextmanager
-    def trace(self) -> Iterator[Trace]:
-        """Record the devices' work inside a ``with`` block; ``spans`` are there after it. One at a time."""
-        trace = Trace()
-        self._native.trace_start()
-        try:
-            yield trace
-        finally:
-            if not self._native.closed:
-                raw = self._native.trace_stop()
-                trace.spans = tuple(
-                    Span(s.device, s.stage, s.ubatch, s.pipelined, s.t_start_us, s.t_end_us) for s in raw
-                )
-
-    def perf(self) -> Perf:
-        """llama.cpp's own timings."""
-        raw = self._native.perf()
-        return Perf(raw.t_load_ms, raw.t_p_eval_ms, raw.t_eval_ms, raw.n_p_eval, raw.n_eval, raw.n_reused)
-
-    def reset_perf(self) -> None:
-        """Set llama.cpp's timings to zero."""
-        self._native.reset_perf()
 
     def set_abort_callback(self, callback: Callable[[], object] | None, *, interval_s: float = 0.02) -> None:
         """Ask a function whether to stop: before each ``llama_decode``, and while the CPU computes.

@@ -181,7 +181,7 @@ def _output(logits: LogitsSelection, n: int) -> NDArray[np.bool_]:
         raise TypeError(f"logits is an array of {mask.dtype}; expected bools, one per token")
     if mask.shape != (n,):
         raise InvalidInputError(f"the logits mask has shape {mask.shape}; expected ({n},)")
-    return mask.copy()
+    return mask.astype(np.bool_)
 
 
 def make_batch(

@@ -28,18 +28,18 @@ class Captured:
     """Warnings and errors that llama.cpp logged during one call."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
+        self.warnings: list[str] = []
+        self.errors: list[str] = []
 
     def __str__(self) -> str:
-        return "\n".join(self.lines)
+        return "\n".join([*self.warnings, *self.errors])
 
     @property
-    def last(self) -> str:
-        """The most telling line, for an error message; "" without any."""
-        # The outermost function reports last and least: "failed to load model".
-        telling = [line for line in self.lines if not line.endswith(("failed to load model", "failed to initialize batch"))]
-        lines = [line for line in telling or self.lines if "failed to decode, ret" not in line] or self.lines
-        return lines[-1] if lines else ""
+    def reason(self) -> str:
+        """The line that most likely tells why the call failed."""
+        # The innermost function reports first and best; after it comes "failed to load model" and the like.
+        lines = self.errors[:1] or self.warnings[-1:] or ["llama.cpp gives no reason"]
+        return lines[0]
 
 
 _captures: list[Captured] = []
@@ -52,9 +52,8 @@ def flush() -> None:
         logger.warning("%d older lines of llama.cpp's log were lost", n_dropped)
     for level, text in lines:
         severity = _LEVELS.get(level, logging.INFO)
-        if severity >= logging.WARNING:
-            for captured in _captures:
-                captured.lines.append(text)
+        for captured in _captures if severity >= logging.WARNING else ():
+            (captured.errors if severity >= logging.ERROR else captured.warnings).append(text)
         logger.log(severity, "%s", text)
 
 

@@ -36,7 +36,8 @@ class Memory:
         """
         ids = range(self._native.n_seq_max) if seq_id is None else [seq_id]
         with log.capture():
-            return all([self._native.memory_seq_rm(s, *_ends(p0, p1)) for s in ids])
+            removed = [self._native.memory_seq_rm(s, *_ends(p0, p1)) for s in ids]
+        return all(removed)
 
     def seq_cp(self, src: int, dst: int, p0: int | None = None, p1: int | None = None) -> None:
         """Make sequence ``dst`` hold what ``src`` holds; parts only in a context with ``kv_unified=True``."""
@@ -47,7 +48,7 @@ class Memory:
         self._native.memory_seq_keep(seq_id)
 
     def seq_add(self, seq_id: int, p0: int | None, p1: int | None, delta: int) -> None:
-        """Add ``delta`` to the positions in a range."""
+        """Add ``delta`` to the positions in a range. Tokens shared with other sequences move there too."""
         self._native.memory_seq_add(seq_id, *_ends(p0, p1), delta)
 
     def seq_pos_min(self, seq_id: int = 0) -> int:

@@ -98,8 +98,9 @@ class Model:
                 self._native = core.Model(os.fsencode(self.path), params, progress)
             except ModelLoadError as error:
                 log.flush()
-                why = captured.last or "it gives no reason"
-                msg = f"llama.cpp could not load {self.path}: {why}. Check that the file is complete and fits into memory"
+                msg = (
+                    f"cannot load {self.path}: {captured.reason}. Check that the file is complete and fits into memory"
+                )
                 raise ModelLoadError(msg, path=str(self.path), log=str(captured)) from error
         self._read_facts()
 
@@ -128,10 +129,12 @@ class Model:
 
         Raises:
             InvalidInputError: the model has no tokenizer, or the text is too long.
+            UnicodeEncodeError: the text holds lone surrogates.
             ClosedError: the model is closed.
         """
+        data = text.encode()
         with log.capture():
-            return self._native.tokenize(text, add_bos, special)
+            return self._native.tokenize(data, add_bos, special)
 
     def detokenize(self, tokens: Sequence[int], special: bool = False) -> str:
         """Text of token ids; bytes that are no valid UTF-8 become U+FFFD.
@@ -203,7 +206,7 @@ class Model:
             ClosedError: the model is closed.
         """
         params = core.ContextParams()
-        params.n_ctx = options.integer("n_ctx", n_ctx, 0)
+        params.n_ctx = options.integer("n_ctx", n_ctx, 0, options.MAX_CTX)
         params.n_batch = options.integer("n_batch", n_batch, 1)
         params.n_ubatch = options.integer("n_ubatch", n_ubatch, 1)
         params.n_seq_max = options.integer("n_seq_max", n_seq_max, 1, core.max_sequences())
@@ -225,7 +228,7 @@ class Model:
         if self.vocab_only:
             raise InvalidInputError("a model loaded with vocab_only=True makes no contexts; load it without")
         if self._native.has_encoder and self._native.has_decoder:
-            raise InvalidInputError(f"{self.desc} is an encoder-decoder model; only decoders and encoders are supported")
+            raise InvalidInputError(f"{self.desc} is an encoder-decoder model, which is not supported; use a decoder")
 
         context = Context(self, self._native, params, turboprefill=turboprefill)
         self._contexts.add(context)

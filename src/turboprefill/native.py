@@ -40,6 +40,6 @@ def rpc_server_path() -> Path:
 
 
 if TYPE_CHECKING:
-    from turboprefill import _core as core
+    import turboprefill._core as core
 else:
     core = _load()

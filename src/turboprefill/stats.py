@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from turboprefill import _core
+    from turboprefill.native import core
 
 __all__ = ["Perf", "Span", "Stage", "Stats", "Trace"]
 
@@ -61,7 +61,7 @@ class Stats:
     stages: tuple[Stage, ...]
 
     @classmethod
-    def from_native(cls, raw: _core.Stats, *, enabled: bool) -> Stats:
+    def from_native(cls, raw: core.Stats, *, enabled: bool) -> Stats:
         """Copy the native module's values."""
         return cls(
             enabled=enabled,

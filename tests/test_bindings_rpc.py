@@ -1,0 +1,34 @@
+"""Models over RPC servers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import turboprefill as tp
+
+PROMPT = list(range(10, 110))
+
+
+def test_two_servers_compute_the_same_and_are_registered_once(model_file, rpc_workers):
+    endpoints = rpc_workers(2)
+    path = model_file("tiny-f16")  # the local CPU computes with quantised weights in another order
+    options = {"n_ctx": 256, "n_ubatch": 32, "n_threads": 1}
+    with tp.Model(path, devices=[]) as local, local.context(**options) as context:
+        context.decode_batch(PROMPT)
+        expected = context.logits()
+
+    before = {device.name for device in tp.devices()}
+    for _ in range(2):
+        with tp.Model(path, rpc_servers=endpoints, tensor_split=[1, 1]) as model:
+            context = model.context(**options)
+            context.decode_batch(PROMPT)
+            np.testing.assert_array_equal(context.logits(), expected)
+    added = [device for device in tp.devices() if device.name not in before]
+    assert len(added) <= 2
+    remote = [device for device in tp.devices() if device.description in endpoints]
+    assert sorted(device.description for device in remote) == sorted(endpoints)
+
+    with tp.Model(path, rpc_servers=endpoints, devices=[remote[1].name]) as model:
+        context = model.context(**options)
+        context.decode_batch(PROMPT)
+        np.testing.assert_array_equal(context.logits(), expected)
