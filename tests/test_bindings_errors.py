@@ -190,7 +190,7 @@ def test_bad_model_options_are_refused(model_file, options, kind, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(tp.ModelLoadError, match="nothing.gguf: No such file") as caught:
+    with pytest.raises(tp.ModelLoadError, match=r"nothing\.gguf: No such file") as caught:
         tp.Model(tmp_path / "nothing.gguf")
     assert caught.value.path.endswith("nothing.gguf")
 
