@@ -77,8 +77,8 @@ def test_identical_results_are_said_to_be(result: Result) -> None:
     assert "Logits are byte-identical" in text
     assert "state" in text
     assert "DIFFER" not in text
-    assert "50% / 50%" in text
-    assert "80% / 80%" in text
+    assert "50/50%" in text
+    assert "80/80%" in text
 
 
 @pytest.mark.parametrize("field", ["logits", "prefix_logits"])
@@ -164,3 +164,9 @@ def test_only_this_machine_is_loopback() -> None:
     assert settings.is_loopback(["127.0.0.1:1", "localhost:2"])
     assert not settings.is_loopback(["127.0.0.1:1", "10.0.0.2:2"])
     assert not settings.is_loopback(None)
+
+
+def test_layers_are_shared_evenly_and_the_output_comes_on_top() -> None:
+    assert settings.even_split("demo", 2) == [4, 5]
+    assert settings.even_split("demo", 3) == [3, 3, 3]
+    assert settings.even_split("llama70", 8) == [10] * 7 + [11]

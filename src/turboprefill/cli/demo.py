@@ -142,7 +142,12 @@ def _plan(options: _Options, note: Note) -> Plan:
 
     endpoints = settings.split_list(options.rpc)
     on_cpu = settings.is_loopback(endpoints)
-    model = options.model or settings.synthetic_model("demo" if on_cpu else "demo-gpu", note)
+    preset = "demo" if on_cpu else "demo-gpu"
+    model = options.model or settings.synthetic_model(preset, note)
+    names = settings.split_list(options.devices)
+    split = settings.split_ratios(options.tensor_split)
+    if split is None and options.model is None:
+        split = settings.even_split(preset, len(names or endpoints or settings.gpu_names()))
     return Plan(
         model=str(model),
         text=settings.read_text(options.prompt_file),
@@ -150,9 +155,9 @@ def _plan(options: _Options, note: Note) -> Plan:
         n_ubatch=options.ubatch or (_CPU_UBATCH if on_cpu else _GPU_UBATCH),
         n_batch=max(options.n_batch, options.ubatch or 0),
         repeats=options.repeats,
-        devices=settings.split_list(options.devices),
+        devices=names,
         rpc_servers=endpoints,
-        tensor_split=settings.split_ratios(options.tensor_split),
+        tensor_split=split,
         n_threads=settings.host_threads(endpoints),
     )
 

@@ -95,7 +95,7 @@ def conclusion(result: Result) -> list[str]:
 def _table(result: Result) -> Table:
     table = Table(title=None, show_edge=False, pad_edge=False)
     table.add_column("path")
-    for name in ("tok/s", "first token", "spread", "ratio", "runs", "busy"):
+    for name in ("tok/s", "first token", "+-", "ratio", "runs", "busy"):
         table.add_column(name, justify="right")
     for arm in (result.standard, result.turbo):
         rates = result.tok_per_s(arm)
@@ -103,7 +103,7 @@ def _table(result: Result) -> Table:
             arm.name,
             f"{statistics.median(rates):,.0f}",
             f"{statistics.median(arm.seconds):.2f} s",
-            f"{min(rates):,.0f} - {max(rates):,.0f}",
+            f"{50 * (max(rates) - min(rates)) / statistics.median(rates):.0f}%",
             f"[bold]{statistics.median(result.standard.seconds) / statistics.median(arm.seconds):.2f}x[/]",
             str(len(rates)),
             _busy(result, arm),
@@ -113,7 +113,7 @@ def _table(result: Result) -> Table:
 
 def _busy(result: Result, arm: Arm) -> str:
     busy = busy_percent(arm.spans)
-    return " / ".join(f"{busy[device]:.0f}%" for device in result.devices if device in busy) or "-"
+    return "/".join(f"{busy[device]:.0f}" for device in result.devices if device in busy) + "%" if busy else "-"
 
 
 def _ratio(speedup: float) -> str:

@@ -102,6 +102,17 @@ def split_ratios(text: str | None) -> list[float] | None:
     return ratios
 
 
+def even_split(preset: str, n_devices: int) -> list[float]:
+    """Shares that give each device as many of the preset's layers as the others, or one less.
+
+    llama.cpp's own even shares count the output as a layer; on prompts it costs next to nothing, so the last device
+    would be idle for a part of the time, on both paths.
+    """
+    n_layer = synth.PRESETS[preset].n_layer
+    layers = [n_layer // n_devices + (i < n_layer % n_devices) for i in range(n_devices)]
+    return [float(n + (i == n_devices - 1)) for i, n in enumerate(layers)]
+
+
 def is_loopback(endpoints: list[str] | None) -> bool:
     """Whether all endpoints are on this machine."""
     return bool(endpoints) and all(e.rpartition(":")[0] in ("127.0.0.1", "localhost") for e in endpoints or [])

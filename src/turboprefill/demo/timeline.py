@@ -67,6 +67,6 @@ def _draw_path(axes: Any, spans: Sequence[Span], devices: list[str]) -> None:
             linewidth=0.3,
         )
     axes.set_yticks(range(len(devices)), devices, fontsize=8)
-    axes.set_ylim(len(devices) - 0.5, -0.5)
+    axes.set_ylim(max(1, len(devices)) - 0.5, -0.5)
     axes.grid(axis="x", linewidth=0.3)
     axes.set_axisbelow(True)
