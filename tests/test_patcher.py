@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from toytree import CONTEXT, FILES, HOOKED, HOOKS, OWN, make_overlay, make_pins, make_tree, snapshot
 
+from toytree import CONTEXT, FILES, HOOKED, HOOKS, OWN, make_overlay, make_pins, make_tree, snapshot
 from turboprefill import patcher
 from turboprefill.overlay import Overlay
 from turboprefill.pins import Pins
@@ -238,7 +238,9 @@ class TestUpgrade:
 
     @pytest.fixture
     def older(self, tmp_path: Path) -> Overlay:
-        hooks = [{"file": "include/llama.h", "anchor": "#pragma once", "where": "after", "lines": ["old();"], "why": "w"}]
+        hooks = [
+            {"file": "include/llama.h", "anchor": "#pragma once", "where": "after", "lines": ["old();"], "why": "w"}
+        ]
         own = {"include/turboprefill.h": OWN["include/turboprefill.h"], "src/turboprefill-old.cpp": "int old;\n"}
         return make_overlay(tmp_path / "older", "0.9.0", hooks=[*hooks, *HOOKS[:1]], own=own)
 
@@ -387,7 +389,8 @@ def test_status_as_json_has_exactly_these_keys(tree: Path, overlay: Overlay) -> 
     (tree / HOOKED[2]).unlink()
     result = patcher.status(tree, overlay=overlay, pins=PINS).as_json(overlay)
     assert set(result) == {
-        "schema", "tree", "state", "version", "overlay_version", "up_to_date", "base", "git_head", "files", "anchors_failed",
+        "schema", "tree", "state", "version", "overlay_version", "up_to_date", "base", "git_head", "files",
+        "anchors_failed",
     }  # fmt: skip
     assert set(result["base"]) == {"name", "commit", "exact"}
     assert all(set(file) == {"path", "role", "state", "local_edits"} for file in result["files"])

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toytree import HOOKED, make_overlay
 
+from toytree import HOOKED, make_overlay
 from turboprefill import patcher
 from turboprefill.download import fetch_sdist
 from turboprefill.overlay import load_overlay, seal, seal_state
@@ -45,7 +45,11 @@ def test_a_hook_against_the_rules_is_named(tmp_path: Path, change: dict[str, Any
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("src/other.cpp", "'turboprefill' in it"), ("../turboprefill.h", "relative path"), ("turboprefill.bin", "comment")],
+    [
+        ("src/other.cpp", "'turboprefill' in it"),
+        ("../turboprefill.h", "relative path"),
+        ("turboprefill.bin", "comment"),
+    ],
 )
 def test_an_own_file_against_the_rules_is_named(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "overlay").mkdir()

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toytree import HOOKED, make_overlay, make_pins, make_tree, snapshot
 
+from toytree import HOOKED, make_overlay, make_pins, make_tree, snapshot
 from turboprefill import patcher
 from turboprefill.tool_errors import RefusedError
 from turboprefill.transaction import Transaction, transaction
@@ -85,9 +85,14 @@ def test_a_failing_uninstall_restores_every_byte(
 def test_a_restored_file_keeps_its_time(tree: Path) -> None:
     path = tree / HOOKED[0]
     before = path.stat().st_mtime_ns
-    with pytest.raises(ValueError, match="stop"), transaction(tree) as files:
-        files.write(path, b"other")
-        raise ValueError("stop")
+
+    def change_and_fail() -> None:
+        with transaction(tree) as files:
+            files.write(path, b"other")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        change_and_fail()
     assert path.stat().st_mtime_ns == before
 
 
@@ -148,7 +153,9 @@ with transaction(tree) as files:
     print("written", flush=True)
     time.sleep(60)
 """
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
         assert process.stdout
         assert process.stdout.readline() == b"written\n"
         time.sleep(0.05)

@@ -29,7 +29,13 @@ HOOKS = [
         "lines": ['#include "turboprefill.h"'],
         "why": "w",
     },
-    {"file": HOOKED[1], "anchor": "// the ubatch loop", "where": "before", "lines": ["    a();", "    b();"], "why": "w"},
+    {
+        "file": HOOKED[1],
+        "anchor": "// the ubatch loop",
+        "where": "before",
+        "lines": ["    a();", "    b();"],
+        "why": "w",
+    },
     {"file": HOOKED[2], "anchor": "", "where": "end", "lines": ['#include "turboprefill.inc"'], "why": "w"},
 ]
 OWN = {
@@ -50,7 +56,10 @@ def make_tree(root: Path, files: dict[str, bytes] | None = None) -> Path:
 
 
 def make_overlay(
-    folder: Path, version: str = "1.0.0", hooks: list[dict[str, object]] | None = None, own: dict[str, str] | None = None
+    folder: Path,
+    version: str = "1.0.0",
+    hooks: list[dict[str, object]] | None = None,
+    own: dict[str, str] | None = None,
 ) -> Overlay:
     """Write and load an overlay."""
     own = OWN if own is None else own

@@ -10,7 +10,7 @@ import shutil
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -63,12 +63,12 @@ def extract_tree(archive: Path, dest: Path, subtree: str | None, advance: Advanc
             else:
                 _write(path, entry)
                 n_files += 1
+        _make_links(archive, dest, links)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         msg = f"cannot unpack {archive}: {error}. Is it complete? Expected one of {', '.join(ARCHIVE_SUFFIXES)}."
         raise ToolError(msg) from error
     if not n_files:
         raise ToolError(f"{archive} has no files below {subtree!r}; expected a llama.cpp tree there.")
-    _make_links(archive, dest, links)
 
 
 def _place(archive: Path, entry: _Entry, prefix: tuple[str, ...]) -> PurePosixPath | None:
@@ -98,19 +98,22 @@ def _write(path: Path, entry: _Entry) -> None:
     path.chmod(0o755 if entry.mode & stat.S_IXUSR else 0o644)
 
 
-def _make_links(archive: Path, dest: Path, links: Iterable[tuple[Path, str]]) -> None:
+def _make_links(archive: Path, dest: Path, links: Sequence[tuple[Path, str]]) -> None:
     """Last, so that no file is ever written through a link."""
     root = dest.resolve()
-    made = []
-    for path, target in links:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(target)
-        made.append(path)
-    for path in made:
+
+    def check(path: Path, name: Path) -> None:
         if not path.resolve().is_relative_to(root):
             raise ToolError(
-                f"{archive} is not safe to unpack: its link {path.relative_to(dest)} leads out of the tree."
+                f"{archive} is not safe to unpack: its link {name.relative_to(dest)} leads out of the tree."
             )
+
+    for path, target in links:
+        check(path.parent, path)  # it may lie behind a link that was made before
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(target)
+    for path, _ in links:  # only now is it known where links to links lead
+        check(path, path)
 
 
 def _find_tree(archive: Path) -> tuple[str, ...]:
