@@ -121,7 +121,7 @@ def _let_finish(child: subprocess.Popen[bytes]) -> None:
 def _run(options: _Options) -> bool:
     from turboprefill.demo import measure, report
 
-    with err.status("starting") as status:
+    with err.status("starting", refresh_per_second=4) as status:  # the cores are for the workers
 
         def note(text: str) -> None:
             status.update(escape(text))
