@@ -4,6 +4,14 @@
 say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
+have_any() {
+  local name
+  for name in "$@"; do
+    if command -v "$name" >/dev/null; then return 0; fi
+  done
+  return 1
+}
+
 # Stop with the one line to type if something that pip cannot install is missing.
 need_tools() {
   local missing=()
@@ -16,12 +24,13 @@ need_tools() {
     python3 -c 'import os, sysconfig, sys
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || missing+=(python3-dev)
   fi
-  command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || missing+=(g++)
-  command -v "${CC:-cc}" >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || missing+=(gcc)
+  have_any "${CXX:-c++}" g++ clang++ && have_any "${CC:-cc}" gcc clang || missing+=(g++)
   command -v git >/dev/null || missing+=(git)
   if ((${#missing[@]})); then
+    local sudo=
+    ((EUID)) && sudo="sudo "
     die "missing: ${missing[*]}. On Debian or Ubuntu type:
-  sudo apt-get install -y ${missing[*]}"
+  ${sudo}apt-get update && ${sudo}apt-get install -y ${missing[*]}"
   fi
 }
 
