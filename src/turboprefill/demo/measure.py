@@ -184,7 +184,7 @@ def _digest(data: Any) -> bytes:
 
 
 def _describe(model: Model) -> str:
-    return str(getattr(model, "description", "") or "")
+    return f"{model.desc}: {model.n_params / 1e6:,.0f} million weights, {model.size / 1e6:,.0f} MB"
 
 
 def busy_percent(spans: Sequence[Span]) -> dict[str, float]:
