@@ -118,13 +118,20 @@ private:
 
     llm_graph_result * capture(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret);
 
+    void        cancel();
     void        count_standard(const llama_ubatch & ubatch, const char * why);
     ggml_status recover();
 
-    // graphs of the standard path must not be reused after the scheduler was used for something else.
+    // what differs between the versions of llama.cpp that this builds with
+
+    // graphs of the standard path must not be reused after the scheduler was used for something else:
     // upstream keeps two graph results since September 2026, one before
     template <typename T> static auto forget_graph(T & ctx, int)  -> decltype(ctx.gf_res_prev_active = nullptr, void()) { ctx.gf_res_prev_active = nullptr; }
     template <typename T> static auto forget_graph(T & ctx, long) -> decltype(ctx.gf_res_prev->reset(),         void()) { ctx.gf_res_prev->reset(); }
+
+    // snapshots of recurrent states, since June 2026
+    template <typename T> static auto has_snapshots(const T & cparams, int)  -> decltype(cparams.n_rs_seq > 0) { return cparams.n_rs_seq > 0; }
+    template <typename T> static bool has_snapshots(const T & /*cparams*/, long) { return false; }
 };
 
 // contexts whose memory may be used by ubatches in flight
@@ -184,9 +191,13 @@ void llama_turboprefill::sched_end() {
     } else if (const char * why = turboprefill_why_not(ctx.sched.get())) {
         why_no_engine = why;
     } else {
-        engine = turboprefill_engine_new(ctx.sched.get(), turboprefill_default_params());
+        try {
+            engine = turboprefill_engine_new(ctx.sched.get(), turboprefill_default_params());
+        } catch (const std::exception & err) {
+            LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
+        }
         if (!engine) {
-            why_no_engine = "no memory for the pipeline's transport buffers";
+            why_no_engine = "no memory or threads for the pipeline";
         }
     }
 
@@ -240,7 +251,7 @@ ggml_status llama_turboprefill::recover() {
     for (const auto & [seq_id, pos] : pos_min) {
         LLAMA_LOG_WARN("%s: removing memory module entries for seq_id = %d, pos = [%d, +inf)\n", __func__, seq_id, pos);
         // the states of a recurrent model can't be taken back one by one
-        if (ctx.cparams.n_rs_seq > 0 || !ctx.memory->seq_rm(seq_id, pos, -1)) {
+        if (has_snapshots(ctx.cparams, 0) || !ctx.memory->seq_rm(seq_id, pos, -1)) {
             LLAMA_LOG_WARN("%s: removing the whole sequence %d\n", __func__, seq_id);
             ctx.memory->seq_rm(seq_id, -1, -1);
         }
@@ -339,11 +350,16 @@ llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_
     res->reset();
     ggml_backend_sched_set_eval_callback(sched, ctx.cparams.cb_eval, ctx.cparams.cb_eval_user_data);
 
-    auto * gf = ctx.model.build_graph(ctx.graph_params(res, ubatch, mctx, gtype));
+    ggml_cgraph * gf = nullptr;
+    try {
+        gf = ctx.model.build_graph(ctx.graph_params(res, ubatch, mctx, gtype));
+    } catch (...) {
+        cancel();
+        throw;
+    }
     if (!gf) {
         LLAMA_LOG_ERROR("%s: failed to initialize graph\n", __func__);
-        turboprefill_capture_abort(engine, slot);
-        slot = nullptr;
+        cancel();
         ret  = GGML_STATUS_FAILED;
         return nullptr;
     }
@@ -362,6 +378,7 @@ llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_
         case TURBOPREFILL_CAPTURE_ALLOC_FAILED:
             {
                 LLAMA_LOG_ERROR("%s: failed to allocate graph\n", __func__);
+                entry.i_ubatch = -1;
                 slot = nullptr;
                 ret  = GGML_STATUS_ALLOC_FAILED;
                 return nullptr;
@@ -371,6 +388,7 @@ llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_
     }
 
     // the scheduler has the graph allocated: go on as upstream does. its buffers are those of the ubatches in flight
+    entry.i_ubatch = -1;
     slot = nullptr;
     count_standard(ubatch, why);
     drain();
@@ -378,6 +396,13 @@ llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_
     res->set_inputs(&ubatch);
     ret = ctx.graph_compute(res->get_gf(), ubatch.n_tokens > 1);
     return ret == GGML_STATUS_SUCCESS ? res : nullptr;
+}
+
+// the graph of the current slot could not be built
+void llama_turboprefill::cancel() {
+    turboprefill_capture_abort(engine, slot);
+    entries[turboprefill_slot_index(slot)].i_ubatch = -1;
+    slot = nullptr;
 }
 
 bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret, llm_graph_result *& res) {

@@ -20,6 +20,9 @@
 #define TURBOPREFILL_N_LANDINGS 2
 #define TURBOPREFILL_N_STAGINGS 3
 
+// host memory that a slot gets at once; a longer prompt makes it grow
+#define TURBOPREFILL_SLOT_BYTES (64u*1024*1024)
+
 // a tensor that a split reads and that something else wrote
 struct turboprefill_input {
     ggml_tensor * src;
@@ -147,3 +150,5 @@ void   turboprefill_sched_release(turboprefill_engine * engine, turboprefill_slo
 // bytes of all inputs of a stage's split, and of the part that other stages compute, in the last graph that was split
 size_t turboprefill_sched_input_bytes   (ggml_backend_sched_t sched, int stage);
 size_t turboprefill_sched_boundary_bytes(ggml_backend_sched_t sched, int stage);
+// bytes of the user inputs that leave the host
+size_t turboprefill_sched_user_bytes    (ggml_backend_sched_t sched, ggml_backend_buffer_type_t buft);

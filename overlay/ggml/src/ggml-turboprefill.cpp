@@ -57,7 +57,8 @@ bool turboprefill_reserve_host(turboprefill_engine * engine, ggml_backend_buffer
         return true;
     }
     // masks grow with every ubatch of a long prompt, and pinned memory is slow to get
-    return turboprefill_reserve(buf, engine->host_buft, size + size/2, engine->mem_host);
+    const size_t size_next = buf ? size + size/2 : size + 64*1024;
+    return turboprefill_reserve(buf, engine->host_buft, size_next, engine->mem_host);
 }
 
 bool turboprefill_reserve_landing(turboprefill_engine * engine, turboprefill_stage & stage, size_t size) {
@@ -382,6 +383,19 @@ static void turboprefill_stage_init(turboprefill_stage & stage, ggml_backend_sch
     }
 }
 
+static void turboprefill_stop_workers(turboprefill_engine * engine) {
+    {
+        std::lock_guard<std::mutex> lock(engine->mutex);
+        engine->stop = true;
+    }
+    engine->progress.notify_all();
+    for (auto & stage : engine->stages) {
+        if (stage->worker.joinable()) {
+            stage->worker.join();
+        }
+    }
+}
+
 turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, turboprefill_params params) {
     const int n_backends = ggml_backend_sched_get_n_backends(sched);
 
@@ -417,9 +431,21 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, turbop
             return nullptr;
         }
     }
+    const size_t n_bytes_user = turboprefill_sched_user_bytes(sched, engine->host_buft);
+    for (auto & slot : engine->slots) {
+        if (!turboprefill_reserve_host(engine.get(), slot->host, std::min<size_t>(n_bytes_user, TURBOPREFILL_SLOT_BYTES))) {
+            return nullptr;
+        }
+    }
 
-    for (int i = 0; i < n_backends; i++) {
-        engine->stages[i]->worker = std::thread(turboprefill_work, engine.get(), i);
+    try {
+        for (int i = 0; i < n_backends; i++) {
+            engine->stages[i]->worker = std::thread(turboprefill_work, engine.get(), i);
+        }
+    } catch (const std::exception & err) {
+        GGML_LOG_ERROR("%s: failed to start the workers: %s\n", __func__, err.what());
+        turboprefill_stop_workers(engine.get());
+        return nullptr;
     }
 
     turboprefill_sched_set_engine(sched, engine.get());
@@ -432,14 +458,7 @@ void turboprefill_engine_free(turboprefill_engine * engine) {
     }
     turboprefill_drain(engine);
     turboprefill_sched_set_engine(engine->sched, nullptr);
-    {
-        std::lock_guard<std::mutex> lock(engine->mutex);
-        engine->stop = true;
-    }
-    engine->progress.notify_all();
-    for (auto & stage : engine->stages) {
-        stage->worker.join();
-    }
+    turboprefill_stop_workers(engine);
     for (auto & slot : engine->slots) {
         ggml_free(slot->ctx);
         free(slot->context_buffer);
