@@ -391,6 +391,37 @@ class TestExistingDestination:
         assert not checkout(dest, source=str(source), pins=pins).created
 
 
+class TestReplacing:
+    """What the package build asks for when its pin has moved on."""
+
+    def older(self, pins: Pins, dest: Path) -> Pins:
+        checkout(dest, source="pypi", pins=pins)
+        base = replace(pins.default, name="b2", commit="2" * 40, files=dict.fromkeys(HOOKED, "0" * 64))
+        return Pins(pins.repository, base, (base, *pins.bases))
+
+    def test_a_checkout_of_ours_gives_way(self, index: Index, pins: Pins, dest: Path, tmp_path: Path) -> None:
+        newer = self.older(pins, dest)
+        source = make_tree(tmp_path / "source", {**FILES, "new.txt": b""})
+        assert checkout(dest, source=str(source), replace=True, pins=newer).created
+        assert (dest / "new.txt").exists()
+        assert list(dest.parent.iterdir()) == [dest]
+
+    def test_it_stays_if_the_new_one_cannot_be_had(self, index: Index, pins: Pins, dest: Path) -> None:
+        newer = self.older(pins, dest)
+        before = snapshot(dest)
+        with pytest.raises(ToolError, match="not as pinned"):
+            checkout(dest, source="pypi", replace=True, pins=newer)
+        assert snapshot(dest) == before
+        assert list(dest.parent.iterdir()) == [dest]
+
+    def test_a_repository_of_somebody_else_stays(self, pins: Pins, dest: Path) -> None:
+        repository(dest)
+        (dest / HOOKED[0]).write_bytes(b"mine")
+        with pytest.raises(RefusedError):
+            checkout(dest, commit="2" * 40, replace=True, pins=pins)
+        assert (dest / HOOKED[0]).read_bytes() == b"mine"
+
+
 class TestLocalArchives:
     @pytest.mark.parametrize("suffix", ["tar.gz", "tar.xz", "tar"])
     @pytest.mark.parametrize("prefix", ["", "llama.cpp-b1/", f"{TOP}/vendor/llama.cpp/"])

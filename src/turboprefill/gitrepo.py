@@ -16,10 +16,11 @@ from turboprefill.tool_errors import DownloadError, ToolError
 if TYPE_CHECKING:
     from git import Repo
 
-__all__ = ["clone_local", "fetch_commit", "forget_outer_repository", "git_available", "record_tree"]
+__all__ = ["clone_local", "fetch_commit", "forget_outer_repository", "git_available", "made_here", "record_tree"]
 
 _AUTHOR = "TurboPrefill <turboprefill@localhost>"
 _DATE = "2000-01-01T00:00:00+0000"  # constant, so that the same tree always becomes the same commit
+_OURS = ("turboprefill", "checkout")  # set in the configuration of every repository made here
 # Give up on a stalled connection, and never wait for somebody to type a password.
 _IMPATIENT = {
     "GIT_TERMINAL_PROMPT": "0",
@@ -146,11 +147,24 @@ def _new_repository(folder: Path) -> Iterator[Repo]:
         yield repo
 
 
+def made_here(folder: Path) -> bool:
+    """Whether this module made the repository of ``folder``, so that nobody else's work is in its history."""
+    from git import Repo
+    from git.exc import GitError
+
+    try:
+        with Repo(folder) as repo, repo.config_reader("repository") as config:
+            return bool(config.get_value(*_OURS, default=False))
+    except (GitError, OSError):
+        return False
+
+
 def _keep_bytes(repo: Repo) -> None:
     # The user's own settings could convert line ends, and run hooks.
     with repo.config_writer() as config:
         config.set_value("core", "autocrlf", "false")
         config.set_value("core", "hooksPath", os.devnull)
+        config.set_value(_OURS[0], _OURS[1], "true")
 
 
 def _probe(url: str) -> None:

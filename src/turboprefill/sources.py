@@ -50,6 +50,7 @@ def checkout(
     *,
     source: str = "auto",
     commit: str | None = None,
+    replace: bool = False,
     progress: Progress | None = None,
     pins: Pins | None = None,
 ) -> Checkout:
@@ -60,6 +61,7 @@ def checkout(
         source: "auto" (git, then the package index), "git", "pypi", or the path of a repository, tree or archive.
         commit: a name that the pins know, or for git any tag or full commit id; the pinned default when None
             (a local source gives what it has).
+        replace: if ``dest`` is a checkout of another version that this function made, replace it.
         progress: told what is going on.
         pins: known versions; this package's by default.
 
@@ -75,17 +77,19 @@ def checkout(
     if dest.is_symlink():
         dest = dest.resolve()
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        return _existing(dest, base, commit, local, pins)
+        try:
+            return _existing(dest, base, commit, local, pins)
+        except RefusedError:
+            if not (replace and gitrepo.git_available() and gitrepo.made_here(dest)):
+                raise
+            progress.note(f"{dest} is a checkout of another version, made by turboprefill: replacing it")
     with _beside(dest) as temporary:
         if local:
             origin = _from_local(local, commit, base, temporary, progress)
         else:
             origin = _from_network(source, base, commit, temporary, pins, progress)
         found = _verify(temporary, base, pins)
-        try:
-            temporary.replace(dest)
-        except OSError as error:
-            raise ToolError(f"cannot move the finished tree to {dest}: {error.strerror}") from error
+        _move(temporary, dest)
     return Checkout(dest, found, origin, created=True)
 
 
@@ -113,6 +117,19 @@ def _existing(dest: Path, base: Base | None, commit: str | None, local: Path | N
         "nothing was changed. Choose another folder, or remove it."
     )
     raise RefusedError(msg)
+
+
+def _move(finished: Path, dest: Path) -> None:
+    old = finished.with_name(f"{finished.name}.old")
+    try:
+        if dest.exists() and any(dest.iterdir()):
+            dest.rename(old)
+        finished.replace(dest)
+    except OSError as error:
+        if old.exists() and not dest.exists():
+            old.rename(dest)
+        raise ToolError(f"cannot move the finished tree to {dest}: {error.strerror}") from error
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _is_repository(folder: Path) -> bool:

@@ -11,14 +11,15 @@ from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    MofNCompleteColumn,
     ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from turboprefill.progress import Advance, Progress
 
@@ -34,6 +35,13 @@ def progress() -> Progress:
     return Live() if err.is_terminal else Lines()
 
 
+class _Count(ProgressColumn):
+    """Steps done of all steps; nothing while that is not known."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.completed:.0f}/{task.total:.0f}" if task.total else "")
+
+
 class Live:
     """Bars that move."""
 
@@ -44,9 +52,7 @@ class Live:
     @contextlib.contextmanager
     def task(self, title: str, unit: str = "") -> Iterator[Advance]:
         """Show a bar, or a spinner while the total is not known."""
-        counted: list[ProgressColumn] = (
-            [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
-        )
+        counted: list[ProgressColumn] = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [_Count()]
         columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *counted, TimeElapsedColumn()]
         with Bars(*columns, console=err, transient=True) as bars:
             task = bars.add_task(escape(title), total=None)

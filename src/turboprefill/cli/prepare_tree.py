@@ -33,7 +33,7 @@ def _prepare_tree(
     Files that do not change keep their times, so that a build after it stays short.
     """
     chosen = source or os.environ.get("TURBOPREFILL_SOURCE") or "auto"
-    done = checkout(directory, source=chosen, progress=progress())
+    done = checkout(directory, source=chosen, replace=True, progress=progress())
     # This tree is the build's own, so whatever was edited in it can go.
     outcome = install(directory, force=True)
     what = f"{len(outcome.changes)} files changed" if done.created or outcome.changes else "nothing to do"

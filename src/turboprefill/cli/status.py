@@ -53,8 +53,10 @@ def _status(
     base = state.match.base
     out.print(f"  base       {_base_in_words(state)}" if base else "  base       none of the known versions")
     out.print(f"  installed  {state.version or 'no'}, this turboprefill has {overlay.version}")
-    plain = state.state in ("pristine", "unknown base") or state.up_to_date
-    for file in () if plain else state.files:
+    installed = any(file.state not in ("untouched", "missing") for file in state.files)
+    for file in state.files:
+        if not file.local_edits and (state.up_to_date or not installed):
+            continue
         edits = " [yellow](local edits)[/]" if file.local_edits else ""
         out.print(f"  {file.state:13} {escape(file.path)}{edits}")
     for failure in state.failures:
