@@ -15,6 +15,7 @@ from turboprefill.native import core
 __all__ = ["add_server", "parse_endpoint"]
 
 _CONNECT_TIMEOUT_S = 5.0
+_KNOWN_TIMEOUT_S = 0.25
 _HELLO = 14  # RPC_CMD_HELLO, the one command that may never change
 _CAPS_SIZE = 24
 _START = "start one with `ggml-rpc-server -H HOST -p PORT`"
@@ -52,11 +53,20 @@ def _protocol(connection: socket.socket) -> tuple[int, int]:
     return major, minor
 
 
-def _check(endpoint: str, *, known: bool) -> None:
+def _check_known(endpoint: str) -> None:
+    """A server talks to one client at a time, and that may be this process: only ask whether the port is open."""
+    try:
+        socket.create_connection(parse_endpoint(endpoint), timeout=_KNOWN_TIMEOUT_S).close()
+    except TimeoutError:
+        return  # the queue in front of a busy server is full
+    except OSError as error:
+        msg = f"the RPC server at {endpoint}, used before by this process, is gone ({error}); {_START}"
+        raise EndpointError(msg, endpoint=endpoint) from error
+
+
+def _check(endpoint: str) -> None:
     try:
         with socket.create_connection(parse_endpoint(endpoint), timeout=_CONNECT_TIMEOUT_S) as connection:
-            if known:
-                return  # a server talks to one client at a time, and that may be this process already
             major, minor = _protocol(connection)
     except TimeoutError as error:
         msg = (
@@ -84,5 +94,8 @@ def add_server(endpoint: str) -> list[str]:
         EndpointError: it cannot be reached, or speaks another version of the protocol.
     """
     parse_endpoint(endpoint)
-    _check(endpoint, known=core.has_rpc_server(endpoint))
+    if core.has_rpc_server(endpoint):
+        _check_known(endpoint)
+    else:
+        _check(endpoint)
     return core.add_rpc_server(endpoint)
