@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, fields, replace
@@ -94,7 +95,9 @@ def _with_workers(options: _Options, n: int) -> int:
     err.print(f"fewer than two GPUs: starting {n} local CPU workers")
     with RpcWorkers(n) as workers:
         arguments = replace(options, rpc=",".join(workers.endpoints)).as_arguments()
-        child = processes.start([sys.executable, "-m", "turboprefill", "demo", *arguments])
+        # what a user can act on is our report, not a debugger's view of the process
+        environment = {"GGML_NO_BACKTRACE": "1", **os.environ}
+        child = processes.start([sys.executable, "-m", "turboprefill", "demo", *arguments], env=environment)
         try:
             code = child.wait()
         except KeyboardInterrupt:
