@@ -89,10 +89,12 @@ def _with_workers(options: _Options, n: int) -> int:
 
     From out here we can still say which worker it was, and what it wrote last.
     """
-    from turboprefill.demo import processes
+    from turboprefill.demo import processes, settings
     from turboprefill.demo.workers import RpcWorkers, WorkerError
 
     err.print(f"fewer than two GPUs: starting {n} local CPU workers")
+    if warning := settings.crowded(n):
+        err.print(f"[yellow]{warning}[/]")
     with RpcWorkers(n) as workers:
         arguments = replace(options, rpc=",".join(workers.endpoints)).as_arguments()
         # what a user can act on is our report, not a debugger's view of the process

@@ -118,6 +118,16 @@ def is_loopback(endpoints: list[str] | None) -> bool:
     return bool(endpoints) and all(e.rpartition(":")[0] in ("127.0.0.1", "localhost") for e in endpoints or [])
 
 
+def crowded(n_workers: int) -> str:
+    """A warning if this machine has no cores to spare for that many workers, else an empty string."""
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    if cores < n_workers:
+        return f"{n_workers} workers on {cores} cores: they cannot work at the same time, so expect no gain."
+    if load > cores - n_workers + 0.5:
+        return f"This machine is busy (load {load:.1f} on {cores} cores): expect less gain than on an idle one."
+    return ""
+
+
 def host_threads(endpoints: list[str] | None) -> int | None:
     """Threads for our own part of the work: few beside workers that need this machine's cores, else the default."""
     return 1 if is_loopback(endpoints) and (os.cpu_count() or 1) < 8 else None
