@@ -22,6 +22,9 @@ if (TURBOPREFILL_NVCC AND NOT CMAKE_CUDA_COMPILER)
     set(CMAKE_CUDA_COMPILER "${TURBOPREFILL_NVCC}")
 endif()
 
+# Assertions print file names: without the folders of the machine that built the wheel.
+add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:-fmacro-prefix-map=${TURBOPREFILL_TREE}=llama.cpp>")
+
 add_subdirectory("${TURBOPREFILL_TREE}" "${CMAKE_BINARY_DIR}/llama-build" EXCLUDE_FROM_ALL)
 add_subdirectory("${TURBOPREFILL_TREE}/tools/rpc" "${CMAKE_BINARY_DIR}/rpc-build" EXCLUDE_FROM_ALL)
 

@@ -64,7 +64,7 @@ batch_data::batch_data(const std::optional<i32_array> & tokens, const std::optio
     expect_size("seq_id", seq_id_.size(), std::accumulate(n_seq_id_.begin(), n_seq_id_.end(), size_t(0)));
 }
 
-void batch_data::check(const llama_model * model, llama_context * ctx) const {
+void batch_data::check(const llama_model * model, llama_context * ctx, bool unified) const {
     const int64_t n = n_tokens();
     const int64_t n_batch  = llama_n_batch(ctx);
     const int64_t n_ubatch = llama_n_ubatch(ctx);
@@ -84,6 +84,9 @@ void batch_data::check(const llama_model * model, llama_context * ctx) const {
     }
 
     expect_range("seq_ids", seq_id_, llama_n_seq_max(ctx));
+    if (seq_id_.size() != output_.size() && !unified && !llama_model_is_recurrent(model)) {
+        throw invalid_input("a token belongs to several sequences; create the context with kv_unified=True for that");
+    }
     expect_size("pos", pos_.size(), tokens_.empty() ? n*model_n_pos_per_embd(model) : n);
     expect_range("pos", pos_, INT32_MAX);
 }

@@ -25,7 +25,7 @@ public:
     batch_data(const std::optional<i32_array> & tokens, const std::optional<f32_array> & embd, const i32_array & pos,
                const i32_array & n_seq_id, const i32_array & seq_id, const i8_array & output);
 
-    void check(const llama_model * model, llama_context * ctx) const; // throws invalid_input
+    void check(const llama_model * model, llama_context * ctx, bool unified) const; // throws invalid_input
 
     llama_batch get(); // points into this object
     int64_t     n_tokens()  const { return (int64_t) output_.size(); }

@@ -115,6 +115,7 @@ context::context(const model & model, const context_params & params) {
         throw error("ContextCreationError", "llama.cpp refused to create the context");
     }
     embeddings_ = params.embeddings;
+    unified_    = params.kv_unified || params.n_seq_max <= 1;
     native_     = std::move(native);
 }
 
@@ -148,7 +149,7 @@ int32_t context::decode(const std::optional<i32_array> & tokens, const std::opti
     batch_data batch(tokens, embd, pos, n_seq_id, seq_id, output);
 
     use u(*this);
-    batch.check(u.native->model.get(), *u);
+    batch.check(u.native->model.get(), *u, unified_);
     if (u.native->n_views > 0) {
         throw in_use_error("a view from logits(copy=False) or embeddings(copy=False) is still alive, and decoding "
             "would overwrite it; delete it and everything made by slicing it, or let the call copy");

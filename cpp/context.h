@@ -75,7 +75,8 @@ public:
 
     void set_abort_callback(const py::object & callback, double interval_s);
 
-    int64_t n_rows() const { return n_rows_; }
+    int64_t n_rows()  const { return n_rows_; }
+    bool    unified() const { return unified_; } // sequences may share tokens
 
     // exclusive use: releases the GIL, then takes the lock; undone in reverse order
     class use {
@@ -97,6 +98,7 @@ private:
     std::shared_ptr<native_context> native_; // empty once closed; written with both the GIL and the lock held
     int64_t                         n_rows_ = 0; // outputs of the last decode
     bool                            embeddings_ = false;
+    bool                            unified_    = false;
 };
 
 void bind_memory(py::class_<context> & cls);

@@ -42,14 +42,14 @@ bool memory_seq_rm(context & self, llama_seq_id seq_id, llama_pos p0, llama_pos 
     return llama_memory_seq_rm(u.mem, seq_id, p0, p1);
 }
 
-void memory_seq_cp(context & self, llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1, bool unified) {
+void memory_seq_cp(context & self, llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1) {
     memory_use u(self);
     u.check_seq("src", src);
     u.check_seq("dst", dst);
     if (src == dst) {
         return;
     }
-    if (!unified && llama_n_seq_max(*u) > 1) {
+    if (!self.unified()) {
         if (p0 > 0 || (p1 >= 0 && p1 <= llama_memory_seq_pos_max(u.mem, src))) {
             throw invalid_input("seq_cp of positions " + std::to_string(p0) + " to " + std::to_string(p1) +
                 ": only whole sequences can be copied here; create the context with kv_unified=True for parts");
@@ -114,8 +114,7 @@ bool memory_can_shift(context & self) {
 void bind_memory(py::class_<context> & cls) {
     cls.def("memory_clear", &memory_clear, py::arg("data"))
         .def("memory_seq_rm", &memory_seq_rm, py::arg("seq_id"), py::arg("p0"), py::arg("p1"))
-        .def("memory_seq_cp", &memory_seq_cp,
-            py::arg("src"), py::arg("dst"), py::arg("p0"), py::arg("p1"), py::arg("unified"))
+        .def("memory_seq_cp", &memory_seq_cp, py::arg("src"), py::arg("dst"), py::arg("p0"), py::arg("p1"))
         .def("memory_seq_keep", &memory_seq_keep, py::arg("seq_id"))
         .def("memory_seq_add", &memory_seq_add, py::arg("seq_id"), py::arg("p0"), py::arg("p1"), py::arg("delta"))
         .def("memory_seq_pos_min", &memory_seq_pos_min, py::arg("seq_id"))

@@ -43,6 +43,7 @@ BAD_INPUTS = {
     "too few sequences": (([1, 2],), {"seq_ids": [0]}, ValueError, "1 entries for 2 tokens"),
     "token without sequence": (([1, 2],), {"seq_ids": [[0], []]}, ValueError, r"seq_ids\[1\]"),
     "token twice in a sequence": (([1],), {"seq_ids": [[0, 0]]}, ValueError, "each once"),
+    "shared token": (([1],), {"seq_ids": [[0, 1]]}, ValueError, "kv_unified"),
     "no sequence": (([1],), {"seq_ids": None}, TypeError, "seq_ids"),
     "negative position": (([1],), {"pos": [-1]}, ValueError, r"pos\[0\] is -1"),
     "huge position": (([1],), {"pos": [2**31 - 1]}, ValueError, "pos"),

@@ -52,7 +52,7 @@ class Context(Monitored):
                 msg = f"cannot create a context: {captured.reason}. A smaller n_ctx or n_ubatch needs less memory"
                 raise ContextCreationError(msg, log=str(captured)) from error
             self._native.turboprefill = turboprefill
-        self.memory = Memory(self._native, kv_unified=params.kv_unified)
+        self.memory = Memory(self._native)
         self._read_facts(params)
         self._outputs = Outputs(self._native, self._widths)
 

@@ -20,9 +20,8 @@ class Memory:
     llama.cpp does not support.
     """
 
-    def __init__(self, native: core.Context, *, kv_unified: bool) -> None:
+    def __init__(self, native: core.Context) -> None:
         self._native = native
-        self._kv_unified = kv_unified
 
     def clear(self, data: bool = True) -> None:
         """Forget all sequences. With ``data`` the buffers are zeroed too."""
@@ -41,7 +40,7 @@ class Memory:
 
     def seq_cp(self, src: int, dst: int, p0: int | None = None, p1: int | None = None) -> None:
         """Make sequence ``dst`` hold what ``src`` holds; parts only in a context with ``kv_unified=True``."""
-        self._native.memory_seq_cp(src, dst, *_ends(p0, p1), self._kv_unified)
+        self._native.memory_seq_cp(src, dst, *_ends(p0, p1))
 
     def seq_keep(self, seq_id: int) -> None:
         """Remove all other sequences."""
