@@ -71,13 +71,15 @@ struct llama_turboprefill {
     static llama_turboprefill & make(     llama_context & ctx);
 
     void sched_begin();
+    void sched_new();
     void sched_end();
 
-    int32_t decode_begin(uint32_t n_tokens, uint32_t n_outputs);
+    int32_t decode_begin();
     bool    process(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret, llm_graph_result *& res);
     void    submit();
     int32_t decode_end();
     void    drain();
+    void    clear();
 
     bool uses(const llama_memory_i * memory) const { return ctx.memory.get() == memory; }
 
@@ -106,11 +108,12 @@ private:
     // why the scheduler's graphs can't be pipelined
     std::string why_no_engine;
 
+    // the scheduler groups nodes by device: recurrent models need it, for others it would be work for nothing
+    bool regroup = false;
+
     std::vector<llama_turboprefill_entry> entries; // [n_slots]
 
     turboprefill_slot * slot = nullptr; // captured, its results not yet asked for
-
-    uint32_t n_tokens_all = 0; // of the current decode
 
     ggml_status status_late = GGML_STATUS_SUCCESS; // of ubatches whose decode had returned
 
@@ -119,8 +122,11 @@ private:
     llm_graph_result * capture(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret);
 
     void        cancel();
+    void        note_late(ggml_status status);
+    ggml_status take_late();
     void        count_standard(const llama_ubatch & ubatch, const char * why);
     ggml_status recover();
+    bool        has_window(llama_seq_id seq_id, llama_pos pos) const;
 
     // what differs between the versions of llama.cpp that this builds with
 
@@ -135,8 +141,9 @@ private:
 };
 
 // contexts whose memory may be used by ubatches in flight
-static std::mutex                     g_turboprefill_mutex;
-static std::set<llama_turboprefill *> g_turboprefill_all;
+// never destroyed: a context may be freed by another static's destructor
+static std::mutex                     & g_turboprefill_mutex = *new std::mutex;
+static std::set<llama_turboprefill *> & g_turboprefill_all   = *new std::set<llama_turboprefill *>;
 
 llama_turboprefill::llama_turboprefill(llama_context & ctx) : ctx(ctx) {
     std::lock_guard<std::mutex> lock(g_turboprefill_mutex);
@@ -178,6 +185,10 @@ void llama_turboprefill::sched_begin() {
     }
 }
 
+void llama_turboprefill::sched_new() {
+    turboprefill_sched_set_regroup(ctx.sched.get(), regroup);
+}
+
 void llama_turboprefill::sched_end() {
     turboprefill_sched_set_trace(ctx.sched.get(), trace);
 
@@ -185,11 +196,25 @@ void llama_turboprefill::sched_end() {
         return;
     }
 
+    if (engine) {
+        return; // a reservation inside of this one made it
+    }
+
     why_no_engine.clear();
     if (ctx.model.split_mode() != LLAMA_SPLIT_MODE_LAYER) {
         why_no_engine = "the split mode is not layer";
     } else if (const char * why = turboprefill_why_not(ctx.sched.get())) {
         why_no_engine = why;
+        if (!regroup) {
+            // buffers are planned for an order of nodes: plan again
+            regroup = true;
+            ctx.sched_need_reserve = true;
+            ctx.sched_reserve();
+            if (!engine) {
+                turboprefill_sched_set_regroup(ctx.sched.get(), false);
+            }
+            return;
+        }
     } else {
         try {
             engine = turboprefill_engine_new(ctx.sched.get(), turboprefill_default_params());
@@ -250,8 +275,8 @@ ggml_status llama_turboprefill::recover() {
 
     for (const auto & [seq_id, pos] : pos_min) {
         LLAMA_LOG_WARN("%s: removing memory module entries for seq_id = %d, pos = [%d, +inf)\n", __func__, seq_id, pos);
-        // the states of a recurrent model can't be taken back one by one
-        if (has_snapshots(ctx.cparams, 0) || !ctx.memory->seq_rm(seq_id, pos, -1)) {
+        // the states of a recurrent model can't be taken back one by one, and a sliding window may have moved on
+        if (has_snapshots(ctx.cparams, 0) || !ctx.memory->seq_rm(seq_id, pos, -1) || !has_window(seq_id, pos)) {
             LLAMA_LOG_WARN("%s: removing the whole sequence %d\n", __func__, seq_id);
             ctx.memory->seq_rm(seq_id, -1, -1);
         }
@@ -259,6 +284,16 @@ ggml_status llama_turboprefill::recover() {
 
     turboprefill_clear_failure(engine);
     return first.status;
+}
+
+// true if the memory still has what the token at pos needs to see
+bool llama_turboprefill::has_window(llama_seq_id seq_id, llama_pos pos) const {
+    const auto n_swa = (llama_pos) ctx.model.hparams.n_swa;
+    if (n_swa == 0 || pos == 0) {
+        return true;
+    }
+    const llama_pos pos_min = ctx.memory->seq_pos_min(seq_id);
+    return pos_min >= 0 && pos_min <= std::max(0, pos - n_swa);
 }
 
 static int32_t turboprefill_decode_code(ggml_status status) {
@@ -277,20 +312,33 @@ void llama_turboprefill::drain() {
     }
     submit();
     turboprefill_drain(engine);
-    // stays for the next decode to report, which is the first call that can
-    status_late = status_late != GGML_STATUS_SUCCESS ? status_late : recover();
+    note_late(recover());
 }
 
-int32_t llama_turboprefill::decode_begin(uint32_t n_tokens, uint32_t /*n_outputs*/) {
-    reason.clear();
-    n_tokens_all = n_tokens;
-
-    ggml_status status = recover();
-    if (status == GGML_STATUS_SUCCESS) {
-        status = status_late;
+// stays for the next decode to report, which is the first call that can
+void llama_turboprefill::note_late(ggml_status status) {
+    if (status_late == GGML_STATUS_SUCCESS) {
+        status_late = status;
     }
-    status_late = GGML_STATUS_SUCCESS;
+}
 
+// the memory was cleared: what failed before does not matter any more
+void llama_turboprefill::clear() {
+    drain();
+    status_late = GGML_STATUS_SUCCESS;
+}
+
+ggml_status llama_turboprefill::take_late() {
+    const ggml_status status = status_late;
+    status_late = GGML_STATUS_SUCCESS;
+    return status;
+}
+
+int32_t llama_turboprefill::decode_begin() {
+    reason.clear();
+
+    note_late(recover());
+    const ggml_status status = take_late();
     if (status != GGML_STATUS_SUCCESS) {
         LLAMA_LOG_ERROR("%s: ubatches of an earlier decode failed with status %d; nothing of this one was computed\n", __func__, status);
     }
@@ -305,7 +353,8 @@ int32_t llama_turboprefill::decode_end() {
     if (ctx.abort_callback) {
         turboprefill_drain_host(engine);
     }
-    return turboprefill_decode_code(recover());
+    note_late(recover());
+    return turboprefill_decode_code(take_late());
 }
 
 const char * llama_turboprefill::why_not(const llama_ubatch & ubatch, llm_graph_type gtype, const llama_memory_context_i * mctx) const {
@@ -320,7 +369,7 @@ const char * llama_turboprefill::why_not(const llama_ubatch & ubatch, llm_graph_
     }
     // a full ubatch without outputs is a piece of a longer prompt, even if the rest comes with the next call
     const bool more_to_come = ubatch.n_tokens > 1 && ubatch.n_tokens == ctx.cparams.n_ubatch && ctx.n_outputs == 0;
-    if (n_tokens_all <= ctx.cparams.n_ubatch && !more_to_come && turboprefill_idle(engine)) {
+    if (ctx.balloc->get_n_tokens() <= ctx.cparams.n_ubatch && !more_to_come && turboprefill_idle(engine)) {
         return "the batch is a single ubatch and nothing is in flight";
     }
     return nullptr;
@@ -350,13 +399,7 @@ llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_
     res->reset();
     ggml_backend_sched_set_eval_callback(sched, ctx.cparams.cb_eval, ctx.cparams.cb_eval_user_data);
 
-    ggml_cgraph * gf = nullptr;
-    try {
-        gf = ctx.model.build_graph(ctx.graph_params(res, ubatch, mctx, gtype));
-    } catch (...) {
-        cancel();
-        throw;
-    }
+    auto * gf = ctx.model.build_graph(ctx.graph_params(res, ubatch, mctx, gtype));
     if (!gf) {
         LLAMA_LOG_ERROR("%s: failed to initialize graph\n", __func__);
         cancel();
@@ -392,6 +435,10 @@ llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_
     slot = nullptr;
     count_standard(ubatch, why);
     drain();
+    if (status_late != GGML_STATUS_SUCCESS) {
+        ret = take_late(); // the tokens before these are gone
+        return nullptr;
+    }
 
     res->set_inputs(&ubatch);
     ret = ctx.graph_compute(res->get_gf(), ubatch.n_tokens > 1);
@@ -400,7 +447,10 @@ llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_
 
 // the graph of the current slot could not be built
 void llama_turboprefill::cancel() {
-    turboprefill_capture_abort(engine, slot);
+    if (!slot) {
+        return;
+    }
+    turboprefill_cancel(engine, slot);
     entries[turboprefill_slot_index(slot)].i_ubatch = -1;
     slot = nullptr;
 }
@@ -430,10 +480,20 @@ bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gty
         turboprefill_cancel(engine, slot);
         slot = nullptr;
         ret  = GGML_STATUS_FAILED;
+        turboprefill_drain(engine);
         return true;
     }
 
-    res = capture(ubatch, gtype, mctx, ret);
+    try {
+        res = capture(ubatch, gtype, mctx, ret);
+    } catch (...) {
+        cancel();
+        throw;
+    }
+    if (!res) {
+        // upstream's error path returns from llama_decode: nothing may run on, not even the abort callback
+        turboprefill_drain(engine);
+    }
 
     stats.t_capture_us += ggml_time_us() - t_start_us;
     return true;
@@ -498,12 +558,16 @@ void llama_turboprefill_sched_begin(llama_context & ctx) {
     llama_turboprefill::make(ctx).sched_begin();
 }
 
+void llama_turboprefill_sched_new(llama_context & ctx) {
+    llama_turboprefill::make(ctx).sched_new();
+}
+
 void llama_turboprefill_sched_end(llama_context & ctx) {
     llama_turboprefill::make(ctx).sched_end();
 }
 
-int32_t llama_turboprefill_decode_begin(llama_context & ctx, uint32_t n_tokens, uint32_t n_outputs) {
-    return llama_turboprefill::make(ctx).decode_begin(n_tokens, n_outputs);
+int32_t llama_turboprefill_decode_begin(llama_context & ctx) {
+    return llama_turboprefill::make(ctx).decode_begin();
 }
 
 bool llama_turboprefill_process(llama_context & ctx, const llama_ubatch & ubatch, int gtype, llama_memory_context_i * mctx, ggml_status & ret, llm_graph_result *& res) {
@@ -524,18 +588,25 @@ void llama_turboprefill_drain(llama_context & ctx) {
     }
 }
 
-void llama_turboprefill_drain_memory(llama_memory_i * memory) {
-    llama_turboprefill * found = nullptr;
-    {
-        std::lock_guard<std::mutex> lock(g_turboprefill_mutex);
-        for (auto * tp : g_turboprefill_all) {
-            if (tp->uses(memory)) {
-                found = tp;
-            }
+static llama_turboprefill * turboprefill_of_memory(const llama_memory_i * memory) {
+    std::lock_guard<std::mutex> lock(g_turboprefill_mutex);
+    for (auto * tp : g_turboprefill_all) {
+        if (tp->uses(memory)) {
+            return tp;
         }
     }
-    if (found) {
-        found->drain();
+    return nullptr;
+}
+
+void llama_turboprefill_drain_memory(llama_memory_i * memory) {
+    if (auto * tp = turboprefill_of_memory(memory)) {
+        tp->drain();
+    }
+}
+
+void llama_turboprefill_clear_memory(llama_memory_i * memory) {
+    if (auto * tp = turboprefill_of_memory(memory)) {
+        tp->clear();
     }
 }
 

@@ -14,12 +14,13 @@ struct llama_memory_context_i;
 struct llama_ubatch;
 class  llm_graph_result;
 
-// the scheduler is about to be replaced / has reserved its worst-case graph
+// the scheduler is about to be replaced / is new / has reserved its worst-case graph
 void llama_turboprefill_sched_begin(llama_context & ctx);
+void llama_turboprefill_sched_new  (llama_context & ctx);
 void llama_turboprefill_sched_end  (llama_context & ctx);
 
 // != 0: a device failed since the last call; return this from llama_decode()
-int32_t llama_turboprefill_decode_begin(llama_context & ctx, uint32_t n_tokens, uint32_t n_outputs);
+int32_t llama_turboprefill_decode_begin(llama_context & ctx);
 
 // true: this ubatch was taken, with its result in res, or nullptr and the status in ret. false: it is upstream's
 bool llama_turboprefill_process(llama_context & ctx, const llama_ubatch & ubatch, int gtype, llama_memory_context_i * mctx,
@@ -34,3 +35,5 @@ int32_t llama_turboprefill_decode_end(llama_context & ctx);
 void llama_turboprefill_drain(llama_context & ctx);
 // the same for the context that uses this memory
 void llama_turboprefill_drain_memory(llama_memory_i * memory);
+// the same, and what failed before does not matter any more
+void llama_turboprefill_clear_memory(llama_memory_i * memory);

@@ -173,11 +173,11 @@ def _probe(url: str) -> None:
         return
     try:
         with requests.get(f"{url}/info/refs?service=git-upload-pack", timeout=(5, 10), stream=True) as reply:
-            reply.raise_for_status()
-    except requests.HTTPError as error:
-        raise DownloadError(f"{url} answers with HTTP status {error.response.status_code}") from error
+            status = reply.status_code
     except requests.RequestException as error:
         raise DownloadError(f"{url} cannot be reached ({type(error).__name__})") from error
+    if status >= 400:
+        raise DownloadError(f"{url} answers with HTTP status {status}")
 
 
 def _percent(advance: Advance) -> Any:

@@ -74,18 +74,21 @@ struct turboprefill_failure {
 // What the scheduler's last reserved graph says about pipelining: nullptr if it fits, else the reason why not.
 GGML_API const char * turboprefill_why_not(ggml_backend_sched_t sched);
 
+// Let the scheduler compute the nodes of each device together, where the graph allows it (off by default).
+// The graphs of recurrent models need it to have one split per device.
+GGML_API void turboprefill_sched_set_regroup(ggml_backend_sched_t sched, bool regroup);
+
 // nullptr if memory for it can't be had
 GGML_API turboprefill_engine * turboprefill_engine_new (ggml_backend_sched_t sched, turboprefill_params params);
 GGML_API void                  turboprefill_engine_free(turboprefill_engine * engine); // drains first
 
 GGML_API turboprefill_slot * turboprefill_acquire    (turboprefill_engine * engine); // nullptr after a failure
-GGML_API void                turboprefill_cancel     (turboprefill_engine * engine, turboprefill_slot * slot); // acquired, not captured
+GGML_API void                turboprefill_cancel     (turboprefill_engine * engine, turboprefill_slot * slot); // instead of submit
 GGML_API int                 turboprefill_slot_index (const turboprefill_slot * slot);
 GGML_API int64_t             turboprefill_slot_ubatch(const turboprefill_slot * slot);
 
 GGML_API void                        turboprefill_capture_begin(turboprefill_engine * engine, turboprefill_slot * slot);
 GGML_API turboprefill_capture_status turboprefill_capture_graph(turboprefill_engine * engine, turboprefill_slot * slot, ggml_cgraph * graph, const char ** why_not);
-GGML_API void                        turboprefill_capture_abort(turboprefill_engine * engine, turboprefill_slot * slot);
 
 // before_compute runs on the worker of each stage, just before its split
 GGML_API void turboprefill_submit(turboprefill_engine * engine, turboprefill_slot * slot, std::function<void(ggml_backend_t)> before_compute);

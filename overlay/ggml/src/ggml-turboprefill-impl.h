@@ -134,14 +134,14 @@ bool turboprefill_reserve_staging(turboprefill_engine * engine, turboprefill_sta
 
 // ggml-turboprefill-trace.cpp
 // begin right before a split is handed to its backend, end right after. trace may be nullptr
-struct turboprefill_trace_mark;
-turboprefill_trace_mark * turboprefill_trace_begin(turboprefill_trace * trace, ggml_backend_t backend);
-void turboprefill_trace_end(turboprefill_trace * trace, turboprefill_trace_mark * mark, ggml_backend_t backend, const ggml_cgraph * graph, int stage, int ubatch, bool pipelined);
+void turboprefill_trace_begin(turboprefill_trace * trace, ggml_backend_t backend);
+void turboprefill_trace_end  (turboprefill_trace * trace, ggml_backend_t backend, const ggml_cgraph * graph, int stage, int ubatch, bool pipelined);
 int  turboprefill_trace_next_ubatch(turboprefill_trace * trace);
 int  turboprefill_trace_cur_ubatch (turboprefill_trace * trace);
 
 // ggml-turboprefill-sched.inc: the scheduler's hooks, in the order in which they stand in ggml-backend.cpp
 bool turboprefill_queue_output (ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size);
+void turboprefill_regroup      (ggml_backend_sched_t sched, ggml_cgraph * graph);
 void turboprefill_sched_drain  (ggml_backend_sched_t sched); // the devices are about to be read or used by somebody else
 void turboprefill_sched_compute(ggml_backend_sched_t sched); // a graph is about to be computed on the standard path
 

@@ -23,6 +23,7 @@ using turboprefill_trace_mark_ptr = std::unique_ptr<turboprefill_trace_mark>;
 struct turboprefill_trace_lane {
     std::thread thread;
     std::deque<turboprefill_trace_mark_ptr> queue; // guarded by the trace's mutex
+    turboprefill_trace_mark_ptr open; // begun, not yet ended; guarded by the trace's mutex
     int64_t t_last = 0;
     bool    busy   = false;
 };
@@ -74,6 +75,16 @@ static bool turboprefill_events_are_early(ggml_backend_t backend) {
     return reg != nullptr && strcmp(ggml_backend_reg_name(reg), "RPC") == 0;
 }
 
+static const ggml_tensor * turboprefill_last_result(const ggml_cgraph * graph) {
+    for (int i = graph->n_nodes - 1; i >= 0; i--) {
+        const ggml_tensor * node = graph->nodes[i];
+        if (node->op != GGML_OP_NONE && node->view_src == nullptr && node->buffer != nullptr && ggml_nbytes(node) > 0) {
+            return node;
+        }
+    }
+    return nullptr;
+}
+
 static ggml_backend_event_ptr turboprefill_trace_record(ggml_backend_t backend) {
     ggml_backend_event_ptr event;
     if (backend->iface.event_record != nullptr) {
@@ -85,27 +96,44 @@ static ggml_backend_event_ptr turboprefill_trace_record(ggml_backend_t backend) 
     return event;
 }
 
-turboprefill_trace_mark * turboprefill_trace_begin(turboprefill_trace * trace, ggml_backend_t backend) {
+static turboprefill_trace_lane & turboprefill_trace_get_lane(turboprefill_trace * trace, ggml_backend_t backend) {
+    auto & lane = trace->lanes[backend];
+    if (!lane) {
+        lane = std::make_unique<turboprefill_trace_lane>();
+        lane->thread = std::thread(turboprefill_trace_watch, trace, lane.get());
+    }
+    return *lane;
+}
+
+void turboprefill_trace_begin(turboprefill_trace * trace, ggml_backend_t backend) {
     if (trace == nullptr) {
-        return nullptr;
+        return;
     }
     auto mark = std::make_unique<turboprefill_trace_mark>();
     mark->t_begin = ggml_time_us();
     mark->begin   = turboprefill_trace_record(backend);
-    return mark.release();
+
+    std::lock_guard<std::mutex> lock(trace->mutex);
+    turboprefill_trace_get_lane(trace, backend).open = std::move(mark);
 }
 
-void turboprefill_trace_end(turboprefill_trace * trace, turboprefill_trace_mark * mark_begun, ggml_backend_t backend,
-        const ggml_cgraph * graph, int stage, int ubatch, bool pipelined) {
-    if (trace == nullptr || mark_begun == nullptr) {
+void turboprefill_trace_end(turboprefill_trace * trace, ggml_backend_t backend, const ggml_cgraph * graph, int stage, int ubatch, bool pipelined) {
+    if (trace == nullptr) {
         return;
     }
-    turboprefill_trace_mark_ptr mark { mark_begun };
+    turboprefill_trace_mark_ptr mark;
+    {
+        std::lock_guard<std::mutex> lock(trace->mutex);
+        mark = std::move(turboprefill_trace_get_lane(trace, backend).open);
+    }
+    if (!mark) {
+        return;
+    }
     mark->span = { backend, stage, ubatch, pipelined, 0, 0 };
 
     if (mark->begin) {
-        if (turboprefill_events_are_early(backend) && graph->n_nodes > 0) {
-            const ggml_tensor * last = graph->nodes[graph->n_nodes - 1];
+        const ggml_tensor * last = turboprefill_events_are_early(backend) ? turboprefill_last_result(graph) : nullptr;
+        if (last != nullptr) {
             ggml_backend_tensor_get_async(backend, last, mark->probe, 0, std::min(sizeof(mark->probe), ggml_nbytes(last)));
         }
         mark->end = turboprefill_trace_record(backend);
@@ -115,12 +143,7 @@ void turboprefill_trace_end(turboprefill_trace * trace, turboprefill_trace_mark 
     }
 
     std::lock_guard<std::mutex> lock(trace->mutex);
-    auto & lane = trace->lanes[backend];
-    if (!lane) {
-        lane = std::make_unique<turboprefill_trace_lane>();
-        lane->thread = std::thread(turboprefill_trace_watch, trace, lane.get());
-    }
-    lane->queue.push_back(std::move(mark));
+    turboprefill_trace_get_lane(trace, backend).queue.push_back(std::move(mark));
     trace->changed.notify_all();
 }
 

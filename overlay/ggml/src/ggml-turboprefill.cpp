@@ -292,11 +292,11 @@ static void turboprefill_replay(turboprefill_engine * engine, turboprefill_slot 
     }
 
     turboprefill_trace * trace = engine->trace.load(std::memory_order_acquire);
-    turboprefill_trace_mark * mark = turboprefill_trace_begin(trace, stage.backend);
+    turboprefill_trace_begin(trace, stage.backend);
 
     const ggml_status status = ggml_backend_graph_compute_async(stage.backend, &split.graph);
 
-    turboprefill_trace_end(trace, mark, stage.backend, &split.graph, (int) (&split - slot->splits.data()), slot->trace_ubatch, true);
+    turboprefill_trace_end(trace, stage.backend, &split.graph, (int) (&split - slot->splits.data()), slot->trace_ubatch, true);
 
     if (status != GGML_STATUS_SUCCESS) {
         turboprefill_fail(engine, stage, u, status);
@@ -490,6 +490,13 @@ turboprefill_slot * turboprefill_acquire(turboprefill_engine * engine) {
         return nullptr;
     }
 
+    if (turboprefill_idle(engine)) {
+        // a graph of the standard path may still be running: it is not in our books, and shares memory with what comes
+        for (auto & stage : engine->stages) {
+            ggml_backend_synchronize(stage->backend);
+        }
+    }
+
     slot->ubatch = engine->n_submitted;
     slot->splits.clear();
     slot->before_compute = nullptr;
@@ -500,7 +507,10 @@ turboprefill_slot * turboprefill_acquire(turboprefill_engine * engine) {
 }
 
 void turboprefill_cancel(turboprefill_engine * engine, turboprefill_slot * slot) {
-    GGML_ASSERT(!engine->capturing);
+    if (engine->capturing) {
+        turboprefill_sched_release(engine, slot, /*.take_ctx =*/ false);
+        ggml_backend_sched_reset(engine->sched);
+    }
     slot->ubatch = -1;
 }
 
