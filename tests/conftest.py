@@ -15,6 +15,11 @@ ModelFile = Callable[..., Path]
 Endpoints = Callable[[int], list[str]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of our own."""
+    parser.addoption("--devices", help="devices for tests/test_equivalence.py, such as CUDA0,CUDA1,CUDA2")
+
+
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> ModelFile:
     """`model_file(preset, **sizes)`: path of a synthetic model, written once per session."""

@@ -1,8 +1,9 @@
 """Replay matches standard: the same work on a pipelined and on a standard context, compared byte for byte.
 
 Both contexts share a model whose layers are split over local RPC workers, one thread each, so that sums are added in
-the same order. Logits and state are compared with ==; there is no tolerance anywhere. Each test also says how many
-ubatches it expects in the pipeline, so that it cannot pass by comparing the standard path with itself.
+the same order; `pytest --devices CUDA0,CUDA1,CUDA2` takes real devices instead. Logits and state are compared with ==;
+there is no tolerance anywhere. Each test also says how many ubatches it expects in the pipeline, so that it cannot pass
+by comparing the standard path with itself.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ Pair = tuple[Context, Context]
 
 
 @pytest.fixture(scope="module")
-def load(model_file, rpc_workers) -> Iterator[Load]:
-    """`load(preset, n_devices)`: the model, split by layers over that many workers."""
+def load(model_file, rpc_workers, request: pytest.FixtureRequest) -> Iterator[Load]:
+    """`load(preset, n_devices)`: the model, split by layers over that many devices."""
     models: dict[tuple[str, int], Model] = {}
+    names = request.config.getoption("--devices")
 
     def get(preset: str, n_devices: int) -> Model:
         key = (preset, n_devices)
         if key not in models:
-            models[key] = Model(model_file(preset), rpc_servers=rpc_workers(n_devices))
+            where = {"devices": names.split(",")[:n_devices]} if names else {"rpc_servers": rpc_workers(n_devices)}
+            models[key] = Model(model_file(preset), **where)
         return models[key]
 
     yield get

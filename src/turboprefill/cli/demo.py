@@ -108,7 +108,7 @@ def _with_workers(options: _Options, n: int) -> int:
         finally:
             processes.stop(child)
         if code < 0:
-            workers.check()
+            workers.check(patience=2.0)
             raise WorkerError(
                 f"the measurement was ended by signal {-code}; the workers still run. See its lines above."
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,10 @@ from turboprefill.errors import TurboPrefillError
 
 Progress = Callable[[int, int], None]
 
-_TINY = Shape("llama", 8, 256, 512, 1024, Type.Q8_0, n_head=8, n_head_kv=4, head_dim=32)
+_LAYER = re.compile(r"^blk\.\d+\.")
+
+# heads of 64, and below states of 128: the smallest that GPUs have kernels for
+_TINY = Shape("llama", 8, 256, 512, 1024, Type.Q8_0, n_head=4, n_head_kv=2, head_dim=64)
 
 PRESETS: dict[str, Shape] = {
     # for tests: a few megabytes each, made and loaded in a fraction of a second
@@ -45,14 +49,15 @@ PRESETS: dict[str, Shape] = {
     ),
     "gemma3-tiny": replace(_TINY, arch="gemma3", window=64, window_period=3),
     "mamba-tiny": replace(_TINY, arch="mamba", n_embd=128, n_ff=0),
-    "jamba-tiny": replace(_TINY, arch="jamba", n_embd=128, n_ff=256, n_head=4, n_head_kv=2, period=4, attention=(1,)),
+    "jamba-tiny": replace(_TINY, arch="jamba", n_embd=128, n_ff=256, n_head=2, n_head_kv=1, period=4, attention=(1,)),
     "granite-hybrid-tiny": replace(
         _TINY,
         arch="granitehybrid",
         n_embd=128,
         n_ff=256,
-        n_head=4,
-        n_head_kv=2,
+        n_head=2,
+        n_head_kv=1,
+        d_state=128,
         n_ssm_head=8,
         period=4,
         attention=(3,),
@@ -61,6 +66,35 @@ PRESETS: dict[str, Shape] = {
     "demo": Shape("llama", 8, 1024, 2816, 2048, Type.Q4_K, n_head=16, n_head_kv=4, head_dim=64),
     "demo-gpu": Shape("llama", 16, 4096, 14336, 4096, Type.Q4_K, n_head=32, n_head_kv=8, head_dim=128),
     # shapes of published models, with 32,000 tokens
+    "gemma3-12b": Shape(
+        "gemma3",
+        48,
+        3840,
+        15360,
+        32000,
+        Type.Q4_K,
+        n_head=16,
+        n_head_kv=8,
+        head_dim=256,
+        window=1024,
+        window_period=6,
+        rope_base=1000000.0,
+    ),
+    "granite-h-micro": Shape(
+        "granitehybrid",
+        40,
+        2048,
+        8192,
+        32000,
+        Type.Q4_K,
+        n_head=32,
+        n_head_kv=8,
+        head_dim=64,
+        d_state=128,
+        n_ssm_head=64,
+        period=10,
+        attention=(5,),
+    ),
     "llama8": Shape("llama", 32, 4096, 14336, 32000, Type.Q4_K, n_head=32, n_head_kv=8, head_dim=128),
     "llama70": Shape("llama", 80, 8192, 28672, 32000, Type.Q4_K, n_head=64, n_head_kv=8, head_dim=128),
     "gptoss20": Shape(
@@ -112,11 +146,14 @@ def write_model(
     n_layers: int | None = None,
     n_vocab: int | None = None,
     seed: int = 0,
+    same_layers: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write a synthetic model to `path`, which appears only when it is complete.
 
-    The same preset, sizes and seed give the same file. `progress` is called with bytes written and bytes in all.
+    The same preset, sizes and seed give the same file. With `same_layers` all layers get the weights of the first
+    of their kind: writing many gigabytes then takes no longer than the disk does.
+    `progress` is called with bytes written and bytes in all.
 
     Raises:
         PresetError: unknown preset or impossible sizes.
@@ -138,8 +175,12 @@ def write_model(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         done, total = 0, model_size(shape)
+        drawn: dict[str, npt.NDArray[Any]] = {}
         for part in parts:
-            data = _values(part, seed)
+            kind = _LAYER.sub("blk.", part.name) if same_layers else part.name
+            data = drawn[kind] if kind in drawn else _values(part, seed)
+            if same_layers:
+                drawn[kind] = data
             writer.write_tensor_data(data)
             done += data.nbytes
             if progress:

@@ -91,8 +91,15 @@ class RpcWorkers:
         """Process ids, in order."""
         return [worker.process.pid for worker in self._workers]
 
-    def check(self) -> None:
-        """Raise WorkerError, with its last log lines, if a worker is no longer running."""
+    def check(self, patience: float = 0.0) -> None:
+        """Raise WorkerError, with its last log lines, if a worker is no longer running.
+
+        A killed process closes its connections before it counts as ended: who saw a connection break waits for
+        `patience` seconds.
+        """
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and all(worker.process.poll() is None for worker in self._workers):
+            time.sleep(0.05)
         for worker in self._workers:
             if (code := worker.process.poll()) is not None:
                 how = f"was ended by signal {-code}" if code < 0 else f"exited with code {code}"
