@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 __all__ = ["cache_dir", "overlay_dir", "pins_file"]
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -15,7 +13,11 @@ _PACKAGE = Path(__file__).resolve().parent
 def cache_dir() -> Path:
     """Folder for downloads that are worth keeping; ``TURBOPREFILL_CACHE`` overrides it. Not created here."""
     override = os.environ.get("TURBOPREFILL_CACHE")
-    return Path(override).expanduser() if override else user_cache_path("turboprefill", appauthor=False)
+    if override:
+        return Path(override).expanduser()
+    from platformdirs import user_cache_path  # here: a bare machine can patch a tree without it
+
+    return user_cache_path("turboprefill", appauthor=False)
 
 
 def overlay_dir() -> Path:

@@ -1,0 +1,110 @@
+"""What is compared: arms (a build, a split, an environment), models, and cases (a prompt and batch sizes)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to run a model. `build` is a name of builds.TREES, `split` default, balanced or none."""
+
+    name: str
+    build: str
+    split: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    peer: bool = True
+    baseline: str = "upstream"  # what its speed is divided by
+
+
+_TURBO = {"TURBOPREFILL": "1"}
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("upstream", "plain", "default"),
+        Arm("tuned", "copies16", "balanced", {"LLAMA_GRAPH_REUSE_DISABLE": "1"}),
+        Arm("turbo", "turbo", "default", _TURBO),
+        Arm("turbo-balanced", "turbo", "balanced", _TURBO),
+        Arm("turbo-balanced-staged", "turbo", "balanced", {**_TURBO, "TURBOPREFILL_TRANSPORT": "staged"}),
+        Arm("nopeer-upstream", "plain", "balanced", peer=False, baseline="nopeer-upstream"),
+        Arm("nopeer-turbo", "turbo", "balanced", _TURBO, peer=False, baseline="nopeer-upstream"),
+        Arm("single", "plain", "none"),
+    )
+}
+MAIN = ("upstream", "tuned", "turbo", "turbo-balanced")
+PEER = (*MAIN, "turbo-balanced-staged")
+ALL = tuple(ARMS)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A synthetic model and, for the plan, tokens per second that one H200 reads with ubatches of 512."""
+
+    preset: str
+    n_layer: int
+    speed: float
+
+
+MODELS = {
+    "dense": ModelSpec("llama70", 32, 2900),
+    "moe": ModelSpec("gptoss120", 12, 7800),
+    "swa": ModelSpec("gemma3-12b", 48, 6000),
+    "hybrid": ModelSpec("granite-h-micro", 40, 15000),
+}
+SMALL = {
+    "dense": ModelSpec("tiny", 8, 3000),
+    "moe": ModelSpec("gptoss-tiny", 8, 2000),
+    "swa": ModelSpec("gemma3-tiny", 8, 2000),
+    "hybrid": ModelSpec("granite-hybrid-tiny", 8, 1500),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prompt: tokens, sizes of ubatch and call, and what else is looked at."""
+
+    step: str
+    model: str
+    n_prompt: int
+    n_ubatch: int
+    n_batch: int
+    arms: tuple[str, ...]
+    n_gen: int = 0
+    state: bool = False
+    once: bool = False  # in the first round alone, not timed
+
+    @property
+    def name(self) -> str:
+        """As in llama-bench's test names."""
+        gen = f"+tg{self.n_gen}" if self.n_gen else ""
+        batch = f" b{self.n_batch}" if self.n_batch != self.n_prompt else ""
+        return f"{self.model} pp{self.n_prompt}{gen} ub{self.n_ubatch}{batch}"
+
+
+def cases(steps: set[str], models: Mapping[str, ModelSpec], *, small: bool = False) -> Iterator[Case]:
+    """The cases of the chosen steps. Small ones have a sixteenth of the tokens."""
+
+    def case(step: str, model: str, n: int, ub: int, arms: tuple[str, ...], nb: int = 0, gen: int = 0) -> Case:
+        scale = 16 if small else 1
+        return Case(step, model, n // scale, max(8, ub // scale), (nb or n) // scale, arms, gen // scale)
+
+    if "correctness" in steps:
+        for model in models:
+            # the last call and the last ubatch of each call are partial ones
+            yield Case("correctness", model, 2500, 128, 1000, ALL, state=True, once=True)
+    if "dense" in steps:
+        yield case("dense", "dense", 16384, 512, ALL)
+        yield case("dense", "dense", 16384, 128, ALL)
+        yield case("dense", "dense", 4096, 256, (*MAIN, "single"))
+        yield case("dense", "dense", 32768, 512, (*MAIN, "single"))
+    for model in ("moe", "swa", "hybrid"):
+        if model in steps:
+            yield case(model, model, 16384, 512, (*(PEER if model == "moe" else MAIN), "single"))
+            yield case(model, model, 16384, 128, (*(PEER if model == "moe" else MAIN), "single"))
+    if "nbatch" in steps:
+        yield case("nbatch", "dense", 16384, 512, MAIN, nb=2048)
+    if "long" in steps:
+        yield case("long", "dense", 65536, 512, ("upstream", "tuned", "turbo-balanced", "single"))
+    if "decode" in steps:
+        yield case("decode", "dense", 2048, 512, ("upstream", "tuned", "turbo-balanced"), gen=128)
