@@ -25,6 +25,11 @@ endif()
 # Assertions print file names: without the folders of the machine that built the wheel.
 add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:-fmacro-prefix-map=${TURBOPREFILL_TREE}=llama.cpp>")
 
+# Some compilers link a static libstdc++ by default. Exported from our libraries it would mix with that of the process.
+if (CMAKE_SYSTEM_NAME STREQUAL "Linux")
+    add_link_options(-Wl,--exclude-libs,libstdc++.a)
+endif()
+
 add_subdirectory("${TURBOPREFILL_TREE}" "${CMAKE_BINARY_DIR}/llama-build" EXCLUDE_FROM_ALL)
 add_subdirectory("${TURBOPREFILL_TREE}/tools/rpc" "${CMAKE_BINARY_DIR}/rpc-build" EXCLUDE_FROM_ALL)
 
