@@ -76,7 +76,14 @@ def test_a_process_that_took_long_before_no_longer_fits(gpu) -> None:
 def _measured(gpu: Any, *, logits: dict[str, str] | None = None) -> dict[str, Any]:
     records = gpu.results.Records({"gpu_info": "a GPU"})
     (case,) = [c for c in gpu.arms.cases({"moe"}, gpu.arms.MODELS) if c.n_ubatch == 512]
-    header = {"model_type": "m", "model_size": 1, "model_n_params": 1, "n_layer": 12, "devices": ["a", "b"]}
+    header = {
+        "model_type": "m",
+        "model_size": 1,
+        "model_n_params": 1,
+        "n_layer": 12,
+        "devices": ["a", "b"],
+        "load_ns": 1,
+    }
     times = {"single": [8_000_000_000], "upstream": [4_000_000_000, 4_400_000_000], "turbo": [2_500_000_000]}
     for arm, samples in times.items():
         job = {

@@ -21,7 +21,7 @@ from typing import Any
 import machine
 import process
 from arms import ALL, ARMS, MODELS, SMALL, Case, ModelSpec, cases
-from builds import REPOSITORY, BuildFailedError, Builds, build
+from builds import REPOSITORY, BuildFailedError, Builds, build, unpack
 from plan import Budget, Run, estimate, runs
 from results import Records, check
 from split import balanced_shares
@@ -187,21 +187,23 @@ def main() -> int:
     sizes = {name: 0 if small else int(per_layer[name] * spec.n_layer) for name, spec in models.items()}
     show_plan(options, todo, models, sizes)
     try:
-        builds = build(
-            options.archive, options.work, cuda=None if small else options.cuda_arch, jobs=options.jobs, say=say
-        )
+        sources = unpack(options.archive, options.work)
+        say(f"sources: {sources.base}, overlay {sources.overlay_version}")
+        with ThreadPoolExecutor(1) as pool:  # models are written while the compilers run
+            writing = pool.submit(write_models, models, options.work)
+            builds = build(sources, cuda=None if small else options.cuda_arch, jobs=options.jobs, say=say)
+            paths = writing.result()
     except BuildFailedError as error:
         say(f"build failed: {error}")
         return 1
-    paths = write_models(models, options.work)
     names = machine.gpus()[: options.gpus]
     name = "local RPC server" if small else re.sub(r"^NVIDIA ", "", names[0]) if names else "unknown"
     config = {
         **machine.describe(REPOSITORY),
         "n_devices": options.gpus,
         "device_name": name,
-        "base": builds.base,
-        "overlay_version": builds.overlay_version,
+        "base": sources.base,
+        "overlay_version": sources.overlay_version,
         "cmake_flags": builds.flags,
         **{
             key: getattr(options, key)
@@ -210,8 +212,8 @@ def main() -> int:
         "interleaving": "arms are processes; each round runs every arm once per model, every other round backwards",
     }
     common = {
-        "build_commit": builds.base,
-        "build_number": int(re.sub(r"\D", "", builds.base.split(" ")[0]) or 0),
+        "build_commit": sources.base,
+        "build_number": int(re.sub(r"\D", "", sources.base.split(" ")[0]) or 0),
         "cpu_info": config["cpu_info"],
         "gpu_info": config["gpu_info"],
         "backends": "RPC" if small else "CUDA",

@@ -42,8 +42,6 @@ class Builds:
     """Where the results are. `modules` has the CUDA module with (True) and without (False) peer copies."""
 
     root: Path
-    overlay_version: str
-    base: str
     flags: dict[str, list[str]]
     modules: dict[bool, Path]
 
@@ -56,12 +54,45 @@ class Builds:
         return self.root / "build" / tree / "driver"
 
 
-def build(archive: Path, root: Path, *, cuda: str | None, jobs: int, say: Say) -> Builds:
-    """Unpack, patch and build everything that is not there yet.
+@dataclass(frozen=True)
+class Sources:
+    """Unpacked trees: one for each name, which overlay `turbo` has, and which llama.cpp they are."""
+
+    root: Path
+    trees: dict[str, Path]
+    overlay_version: str
+    base: str
+
+
+def unpack(archive: Path, root: Path) -> Sources:
+    """Unpack and patch what is not there yet.
 
     Args:
         archive: a tar of llama.cpp, in one top folder.
-        root: folder to work in; a second call with the same one only builds what changed.
+        root: folder to work in.
+
+    Raises:
+        BuildFailedError: the archive cannot be read.
+        turboprefill.errors.TurboPrefillError: the overlay does not fit.
+    """
+    trees = {name: root / "src" / name for name in ("plain", "turbo", "cuda")}
+    fresh = _unpack(archive, trees["plain"])
+    for copy in (trees["turbo"], trees["cuda"]):
+        if fresh or not copy.exists():
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(trees["plain"], copy)
+    with (trees["cuda"] / "ggml" / "src" / "ggml-cuda" / "CMakeLists.txt").open("r+") as lists:
+        line = f"include({_HERE / 'nopeer.cmake'})\n"
+        if line not in lists.read():
+            lists.write(line)
+    return Sources(root, trees, *_patch(trees["turbo"]))
+
+
+def build(sources: Sources, *, cuda: str | None, jobs: int, say: Say) -> Builds:
+    """Build everything; a second call in the same folder only builds what changed.
+
+    Args:
+        sources: from `unpack`.
         cuda: CMAKE_CUDA_ARCHITECTURES; None: no CUDA, but the RPC backend.
         jobs: parallel jobs of each build.
         say: is told what is done.
@@ -69,20 +100,7 @@ def build(archive: Path, root: Path, *, cuda: str | None, jobs: int, say: Say) -
     Raises:
         BuildFailedError: a command failed.
     """
-    start = time.monotonic()
-    sources = {name: root / "src" / name for name in ("plain", "turbo", "cuda")}
-    fresh = _unpack(archive, sources["plain"])
-    for copy in (sources["turbo"], sources["cuda"]):
-        if fresh or not copy.exists():
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(sources["plain"], copy)
-    version, base = _patch(sources["turbo"])
-    with (sources["cuda"] / "ggml" / "src" / "ggml-cuda" / "CMakeLists.txt").open("r+") as lists:
-        line = f"include({_HERE / 'nopeer.cmake'})\n"
-        if line not in lists.read():
-            lists.write(line)
-    say(f"sources: {base}, overlay {version}")
-
+    start, root = time.monotonic(), sources.root
     options = [*_OPTIONS, f"-DGGML_RPC={'OFF' if cuda else 'ON'}"]
     flags = {name: [*options, *extra] for name, extra in TREES.items()}
     targets = {name: ["llama"] for name in TREES}
@@ -97,7 +115,7 @@ def build(archive: Path, root: Path, *, cuda: str | None, jobs: int, say: Say) -
 
     def make(name: str) -> None:
         began = time.monotonic()
-        folder, source = root / "build" / name, sources.get(name, sources["plain"])
+        folder, source = root / "build" / name, sources.trees.get(name, sources.trees["plain"])
         _run(["cmake", "-S", source, "-B", folder, "-G", "Ninja", *flags[name]], folder)
         _run(["cmake", "--build", folder, "-j", jobs, "--target", *targets[name]], folder)
         if name in TREES:
@@ -110,7 +128,7 @@ def build(archive: Path, root: Path, *, cuda: str | None, jobs: int, say: Say) -
     say(f"all builds: {time.monotonic() - start:.0f} s")
     folder = root / "build" / "cuda" / "bin"
     modules = {peer: folder / f"libggml-cuda{'' if peer else '-nopeer'}.so" for peer in (True, False)} if cuda else {}
-    return Builds(root, version, base, flags, modules)
+    return Builds(root, flags, modules)
 
 
 def _unpack(archive: Path, folder: Path) -> bool:

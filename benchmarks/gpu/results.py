@@ -67,6 +67,7 @@ class Records:
             "n_gen": counts[1],
             "n_depth": counts[2],
             "test_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "load_ns": header["load_ns"],
             "samples_ns": [],
             "rounds": [],
             "logits": [],
