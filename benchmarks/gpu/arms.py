@@ -77,9 +77,8 @@ class Case:
     @property
     def name(self) -> str:
         """As in llama-bench's test names."""
-        gen = f"+tg{self.n_gen}" if self.n_gen else ""
         batch = f" b{self.n_batch}" if self.n_batch != self.n_prompt else ""
-        return f"{self.model} pp{self.n_prompt}{gen} ub{self.n_ubatch}{batch}"
+        return f"{self.model} pp{self.n_prompt} ub{self.n_ubatch}{batch}"
 
 
 def cases(steps: set[str], models: Mapping[str, ModelSpec], *, small: bool = False) -> Iterator[Case]:

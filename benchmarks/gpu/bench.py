@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", default="", help="such as dense=16,moe=36")
     parser.add_argument("--repeats", type=int, default=1, help="timed prompts per process (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="processes per arm (default: %(default)s)")
-    parser.add_argument("--warm-up", type=float, default=1.0, help="share of the prompt read before (default: 1)")
+    parser.add_argument(
+        "--warm-up", type=float, default=0.5, help="share of the prompt read before (default: %(default)s)"
+    )
     parser.add_argument("--budget-s", type=float, default=1e9, help="skip what does not fit into so many seconds")
     parser.add_argument("--cuda-arch", default="native", help="CMAKE_CUDA_ARCHITECTURES (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=4, help="the driver's CPU threads (default: %(default)s)")
@@ -142,9 +144,9 @@ def measure(
     paths: Mapping[str, Path],
     builds: Builds,
     records: Records,
-) -> list[str]:
-    """Run all processes that fit; what was skipped or failed, one sentence each."""
-    budget, notes = Budget(options.budget_s - _RESERVE), []
+) -> Iterator[str]:
+    """Run all processes that fit; for each, a sentence if it was skipped or failed."""
+    budget = Budget(options.budget_s - _RESERVE)
     sizes = {name: path.stat().st_size for name, path in paths.items()}
     with contextlib.ExitStack() as stack:
         servers = stack.enter_context(process.rpc_servers(builds, options.gpus)) if options.devices == "rpc" else ()
@@ -153,8 +155,7 @@ def measure(
             what = f"round {run.round + 1}, {run.model}, {run.arm.name}"
             expected = budget.expect(run, guess(run, options, models, sizes))
             if not budget.fits(expected, elapsed()):
-                notes.append(f"skipped for lack of time: {what} ({expected:.0f} s)")
-                say(notes[-1])
+                yield f"skipped for lack of time: {what} ({expected:.0f} s)"
                 continue
             began, left = time.monotonic(), budget.seconds - elapsed()
             split = shares(run, models, options.gpus)
@@ -165,10 +166,7 @@ def measure(
                 records.add(run, split, answer.header, answer.jobs)
             speeds = [_speed(case, job) for case, job in zip(run.cases, answer.jobs, strict=False)]
             say(f"{what}: {seconds:.0f} s (expected {expected:.0f}): {' · '.join(speeds)}")
-            if answer.fault:
-                notes.append(f"failed: {answer.fault}")
-                say(notes[-1])
-    return notes
+            yield f"failed: {answer.fault}" if answer.fault else ""
 
 
 def _speed(case: Case, job: Mapping[str, Any]) -> str:
@@ -219,18 +217,22 @@ def main() -> int:
         "backends": "RPC" if small else "CUDA",
         "n_threads": options.threads,
     }
-    records = Records(common)
-    notes = measure(options, todo, models, paths, builds, records)
-    results = records.finished()
-    document = {"config": config, "results": results, "notes": notes}
     options.out.mkdir(parents=True, exist_ok=True)
     stem = f"{time.strftime('%Y-%m-%d')}-{options.gpus}x{re.sub(r'[^A-Za-z0-9]+', '-', name)}"
     path = next(p for i in range(1, 100) if not (p := options.out / f"{stem}{f'-{i}' if i > 1 else ''}.json").exists())
-    path.write_text(json.dumps(document, indent=1))
+    records, notes, document = Records(common), [], {}
+    for note in measure(options, todo, models, paths, builds, records):
+        if note:
+            say(note)
+            notes.append(note)
+        document = {"config": config, "results": records.finished(), "notes": notes}
+        path.write_text(json.dumps(document, indent=1))  # each time: whoever ends us early keeps the rest
+    if not document:
+        return 0
     say(f"wrote {path}")
     sys.stdout.write("\n" + render(document))
     failed = any(note.startswith("failed") for note in notes)
-    return int(failed or not all(same for _, same in check(results)))
+    return int(failed or not all(same for _, same in check(records.finished())))
 
 
 if __name__ == "__main__":

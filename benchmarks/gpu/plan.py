@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from arms import ARMS, Arm, Case, ModelSpec
 
+SINGLE_WARM_UP = 2048  # tokens at most
 _START = 6.0  # seconds to start a process and to initialise the devices
 _LOAD = 3e9  # bytes of a model per second
 
@@ -54,7 +55,9 @@ def estimate(
         if case.once:
             seconds += once + 1
         else:
-            times = repeats + warm_up + (run.arm.name == "single") + (repeats if case.n_gen else 0)
+            single = run.arm.name == "single"
+            warm = min(warm_up, SINGLE_WARM_UP / case.n_prompt) if single else warm_up
+            times = repeats + warm + single + (repeats if case.n_gen else 0)
             seconds += once * times + case.n_gen * repeats * 0.03
     return seconds
 

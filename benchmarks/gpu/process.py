@@ -14,7 +14,7 @@ from pathlib import Path
 
 from arms import Case
 from builds import Builds
-from plan import Run
+from plan import SINGLE_WARM_UP, Run
 from results import Record
 
 
@@ -45,7 +45,8 @@ def job(case: Case, settings: Settings, *, single: bool) -> str:
         "ub": case.n_ubatch,
         "nb": case.n_batch,
         "r": 1 if case.once else settings.repeats,
-        "w": 0 if case.once else int(case.n_prompt * settings.warm_up),
+        # one device is slow, and has no pipeline to fill
+        "w": 0 if case.once else int(min(case.n_prompt * settings.warm_up, SINGLE_WARM_UP if single else 1e9)),
         "t": settings.threads,
         "state": int(case.state),
         "steps": int(single and not case.once),

@@ -142,6 +142,7 @@ def check(records: Iterable[Record]) -> list[tuple[str, bool]]:
                 parts = "; ".join(f"{value}: {', '.join(sorted(who))}" for value, who in arms.items())
                 faults.append(f"{kind} DIFFER ({parts})")
         count = len({record["arm"] for record in group})
-        text = "; ".join(faults) or f"{' and '.join(kinds)} identical in {count} arms"
+        same = f"{' and '.join(kinds)} identical in {count} arms" if count > 1 else "one arm, nothing to compare with"
+        text = "; ".join(faults) or same
         out.append((f"{name}: {text}", not faults))
     return out
