@@ -120,6 +120,31 @@ def test_one_device_takes_the_standard_path_and_says_why(pair, preset: str) -> N
     assert "not split over two or more devices" in contexts[1].stats().reason
 
 
+@pytest.mark.parametrize("n_gpu_layers", [2, 5, 8])
+def test_layers_left_on_the_host(model_file, rpc_workers, n_gpu_layers: int) -> None:
+    """The host is a stage like others; the last device may have nothing but the output layer."""
+    options = {"n_ctx": N_CTX, "n_ubatch": 16, "n_threads": 1, "n_threads_batch": 1, "op_offload": False}
+    with Model(model_file("tiny"), rpc_servers=rpc_workers(2), n_gpu_layers=n_gpu_layers) as model:
+        contexts = tuple(model.context(**options, turboprefill=on) for on in (False, True))
+        both(contexts, lambda ctx: ctx.decode_batch(tokens(100)))
+        both(contexts, lambda ctx: ctx.decode_batch(tokens(50, 1), logits="all"))
+        assert n_pipelined(contexts) == ubatches(100, 16) + ubatches(50, 16)
+
+
+def test_short_sequences_of_different_lengths_are_several_ubatches(pair) -> None:
+    contexts = pair("tiny", 2, n_ctx=4 * N_CTX, n_ubatch=64, n_seq_max=4)
+    both(contexts, lambda ctx: ctx.decode_batch(tokens(60), seq_ids=[0] * 10 + [1] * 20 + [2] * 30, logits="all"))
+    assert n_pipelined(contexts) > 1
+
+
+def test_switched_off_a_recurrent_model_has_the_order_of_upstream(pair) -> None:
+    contexts = pair("jamba-tiny", 2, n_ubatch=16)
+    for on in (False, True, False):
+        contexts[1].turboprefill = on
+        both(contexts, lambda ctx: ctx.decode_batch(tokens(40)))
+    assert n_pipelined(contexts) == ubatches(40, 16)
+
+
 def test_a_single_ubatch_takes_the_standard_path_and_says_why(pair) -> None:
     contexts = pair("tiny", 2, n_ubatch=16)
     both(contexts, lambda ctx: ctx.decode_batch(tokens(16)))

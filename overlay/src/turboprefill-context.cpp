@@ -63,6 +63,13 @@ struct llama_turboprefill_entry {
     int64_t              i_ubatch = -1; // its number in the engine, -1: none
 };
 
+// whether the scheduler groups nodes by device: recurrent models need it, for others it would be work for nothing
+enum turboprefill_regrouping {
+    TURBOPREFILL_REGROUP_UNTRIED,
+    TURBOPREFILL_REGROUP_ON,
+    TURBOPREFILL_REGROUP_USELESS,
+};
+
 struct llama_turboprefill {
     explicit llama_turboprefill(llama_context & ctx);
     ~llama_turboprefill();
@@ -108,8 +115,7 @@ private:
     // why the scheduler's graphs can't be pipelined
     std::string why_no_engine;
 
-    // the scheduler groups nodes by device: recurrent models need it, for others it would be work for nothing
-    bool regroup = false;
+    turboprefill_regrouping regroup = TURBOPREFILL_REGROUP_UNTRIED;
 
     std::vector<llama_turboprefill_entry> entries; // [n_slots]
 
@@ -186,7 +192,7 @@ void llama_turboprefill::sched_begin() {
 }
 
 void llama_turboprefill::sched_new() {
-    turboprefill_sched_set_regroup(ctx.sched.get(), regroup);
+    turboprefill_sched_set_regroup(ctx.sched.get(), enabled && regroup == TURBOPREFILL_REGROUP_ON);
 }
 
 void llama_turboprefill::sched_end() {
@@ -205,14 +211,18 @@ void llama_turboprefill::sched_end() {
         why_no_engine = "the split mode is not layer";
     } else if (const char * why = turboprefill_why_not(ctx.sched.get())) {
         why_no_engine = why;
-        if (!regroup) {
+        if (regroup == TURBOPREFILL_REGROUP_UNTRIED && turboprefill_repeats_devices(ctx.sched.get())) {
             // buffers are planned for an order of nodes: plan again
-            regroup = true;
+            regroup = TURBOPREFILL_REGROUP_ON;
             ctx.sched_need_reserve = true;
             ctx.sched_reserve();
-            if (!engine) {
-                turboprefill_sched_set_regroup(ctx.sched.get(), false);
-            }
+            return;
+        }
+        if (regroup == TURBOPREFILL_REGROUP_ON) {
+            // it did not help: back to upstream's order
+            regroup = TURBOPREFILL_REGROUP_USELESS;
+            ctx.sched_need_reserve = true;
+            ctx.sched_reserve();
             return;
         }
     } else {
@@ -230,15 +240,20 @@ void llama_turboprefill::sched_end() {
         entries.resize(turboprefill_get_stats(engine).n_slots);
         LLAMA_LOG_INFO("%s: TurboPrefill: prefill is pipelined, %d slots\n", __func__, (int) entries.size());
     } else {
-        LLAMA_LOG_INFO("%s: TurboPrefill: standard path: %s\n", __func__, why_no_engine.c_str());
+        LLAMA_LOG_WARN("%s: TurboPrefill: standard path: %s\n", __func__, why_no_engine.c_str());
     }
 }
 
 void llama_turboprefill::set_enabled(bool value) {
     drain();
+    if (enabled == value) {
+        return;
+    }
     enabled = value;
-    if (enabled && !engine && ctx.sched) {
-        // the engine takes its sizes from the worst-case graph, which is known only while it is reserved
+    // the engine takes its sizes from the worst-case graph, which is known only while it is reserved.
+    // without the engine, graphs have upstream's order of nodes again
+    const bool reserve = enabled ? !engine : engine && regroup == TURBOPREFILL_REGROUP_ON;
+    if (reserve && ctx.sched) {
         ctx.sched_need_reserve = true;
         ctx.sched_reserve();
     }
@@ -369,7 +384,10 @@ const char * llama_turboprefill::why_not(const llama_ubatch & ubatch, llm_graph_
     }
     // a full ubatch without outputs is a piece of a longer prompt, even if the rest comes with the next call
     const bool more_to_come = ubatch.n_tokens > 1 && ubatch.n_tokens == ctx.cparams.n_ubatch && ctx.n_outputs == 0;
-    if (ctx.balloc->get_n_tokens() <= ctx.cparams.n_ubatch && !more_to_come && turboprefill_idle(engine)) {
+    // sequences of different lengths make several ubatches of a short batch. single tokens are not a prompt
+    const uint32_t n_tokens_all = ctx.balloc->get_n_tokens();
+    const bool several = n_tokens_all > ctx.cparams.n_ubatch || (n_tokens_all > ubatch.n_tokens && ubatch.n_seq_tokens > 1);
+    if (!several && !more_to_come && turboprefill_idle(engine)) {
         return "the batch is a single ubatch and nothing is in flight";
     }
     return nullptr;

@@ -74,6 +74,9 @@ struct turboprefill_failure {
 // What the scheduler's last reserved graph says about pipelining: nullptr if it fits, else the reason why not.
 GGML_API const char * turboprefill_why_not(ggml_backend_sched_t sched);
 
+// true if that graph goes back to a device that it had left
+GGML_API bool turboprefill_repeats_devices(ggml_backend_sched_t sched);
+
 // Let the scheduler compute the nodes of each device together, where the graph allows it (off by default).
 // The graphs of recurrent models need it to have one split per device.
 GGML_API void turboprefill_sched_set_regroup(ggml_backend_sched_t sched, bool regroup);

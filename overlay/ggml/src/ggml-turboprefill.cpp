@@ -198,8 +198,8 @@ static void turboprefill_push(turboprefill_engine * engine, turboprefill_slot * 
         bool     peer    = false;
 
         for (auto & input : split.inputs) {
-            if (input.source != s) {
-                continue;
+            if (input.source != s || ggml_nbytes(input.src) == 0) {
+                continue; // a ubatch without outputs has tensors without rows
             }
             turboprefill_link & link = stage.links.at(split.stage);
             peer = link.peer;
@@ -251,7 +251,7 @@ static void turboprefill_replay(turboprefill_engine * engine, turboprefill_slot 
     }
 
     for (auto & input : split.inputs) {
-        if (input.source < 0) {
+        if (input.source < 0 && ggml_nbytes(input.src) > 0) {
             ggml_backend_tensor_set_async(stage.upload, input.dst, input.src->data, 0, ggml_nbytes(input.src));
         }
     }
@@ -270,6 +270,9 @@ static void turboprefill_replay(turboprefill_engine * engine, turboprefill_slot 
         } else {
             if (source.has_events()) {
                 ggml_backend_event_synchronize(source.split_done[slot->index].get());
+            }
+            if (ggml_nbytes(input.src) == 0) {
+                continue;
             }
             const char * host = (const char *) ggml_backend_buffer_get_base(stage.staging[u % TURBOPREFILL_N_STAGINGS].get());
             ggml_backend_tensor_set_async(stage.upload, input.dst, host + input.offset, 0, ggml_nbytes(input.src));
