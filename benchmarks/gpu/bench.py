@@ -66,6 +66,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="of each build (default: all cores)")
     parser.add_argument("--work", type=Path, default=Path("/tmp/turboprefill-bench"), help="builds and models; kept")  # noqa: S108
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results", help="folder of the results")
+    parser.add_argument("--commit", default="", help="this repository's commit, where git cannot tell")
     options = parser.parse_args()
     options.steps, options.arms = options.steps.split(","), options.arms.split(",")
     for given, known in ((options.steps, STEPS), (options.arms, ALL)):
@@ -199,6 +200,7 @@ def main() -> int:
     config = {
         **machine.describe(REPOSITORY),
         "n_devices": options.gpus,
+        "layers": {model: spec.n_layer for model, spec in models.items()},
         "device_name": name,
         "base": sources.base,
         "overlay_version": sources.overlay_version,
@@ -220,6 +222,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     stem = f"{time.strftime('%Y-%m-%d')}-{options.gpus}x{re.sub(r'[^A-Za-z0-9]+', '-', name)}"
     path = next(p for i in range(1, 100) if not (p := options.out / f"{stem}{f'-{i}' if i > 1 else ''}.json").exists())
+    config["turboprefill_commit"] = options.commit or config["turboprefill_commit"]
     records, notes, document = Records(common), [], {}
     for note in measure(options, todo, models, paths, builds, records):
         if note:
