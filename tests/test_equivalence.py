@@ -270,15 +270,17 @@ def test_switching_in_the_middle_of_a_prompt(pair) -> None:
 def test_two_contexts_of_one_model_take_turns(load: Load) -> None:
     model = load("tiny", 2)
     options = {"n_ctx": N_CTX, "n_ubatch": 8, "n_threads": 1, "n_threads_batch": 1}
-    with model.context(**options, turboprefill=False) as reference:
-        reference.decode_batch(tokens(150))
-        with model.context(**options) as first, model.context(**options) as second:
-            for start in range(0, 150, 50):
-                for context in (first, second):
-                    context.decode_batch(tokens(150)[start : start + 50], logits="last")
-            for context in (first, second):
-                assert_same((reference, context))
-                assert context.stats().n_ubatches_pipelined >= 18
+    with (
+        model.context(**options, turboprefill=False) as reference,
+        model.context(**options) as first,
+        model.context(**options) as second,
+    ):
+        for start in range(0, 150, 50):
+            for context in (reference, first, second):
+                context.decode_batch(tokens(150)[start : start + 50], logits="last")
+        for context in (first, second):
+            assert_same((reference, context))
+            assert context.stats().n_ubatches_pipelined >= 18
 
 
 def test_repeats_are_identical(pair) -> None:

@@ -14,6 +14,9 @@
 // - Ubatch u lands in region u % n_copies of the next device. It is free once that device has computed u - n_copies.
 // - Staged boundaries pass through host region u % N_STAGINGS. It is free once u - N_STAGINGS was uploaded from it.
 // - A slot, with everything that ubatch u reads from host memory, is free once all stages have computed u.
+// Stages wait for each other on the host, in their own threads, even where a device could wait for another device's
+// event: a queue that is stuck behind another device would hold up every call of the driver that synchronizes with it,
+// such as the first use of a kernel or a growing memory pool, and with it the thread that feeds the device.
 // An event that was never recorded does not block, so a wait for somebody else's event is always preceded by a wait
 // for the count of ubatches which that stage has issued: the event was recorded before it was counted.
 
@@ -207,14 +210,11 @@ static void turboprefill_push(turboprefill_engine * engine, turboprefill_slot * 
                 if (!waited && u >= engine->n_copies) {
                     // the target still computes from the landing region
                     turboprefill_wait_issued(engine, target, u - engine->n_copies);
-                    ggml_backend_event_wait(stage.backend, target.split_done[(u - engine->n_copies) % engine->params.n_slots].get());
+                    ggml_backend_event_synchronize(target.split_done[(u - engine->n_copies) % engine->params.n_slots].get());
                 }
                 if (!link.receiver->iface.cpy_tensor_async(stage.backend, link.receiver.get(), input.src, input.dst)) {
                     // the probe said otherwise: slow, still right
                     ggml_backend_synchronize(stage.backend);
-                    if (u >= engine->n_copies) {
-                        ggml_backend_event_synchronize(target.split_done[(u - engine->n_copies) % engine->params.n_slots].get());
-                    }
                     ggml_backend_tensor_copy(input.src, input.dst);
                 }
             } else {
@@ -265,15 +265,10 @@ static void turboprefill_replay(turboprefill_engine * engine, turboprefill_slot 
         if (turboprefill_failed(engine, u)) {
             return;
         }
-        if (source.links.at(split.stage).peer) {
-            ggml_backend_event_wait(stage.backend, source.split_done[slot->index].get());
-        } else {
-            if (source.has_events()) {
-                ggml_backend_event_synchronize(source.split_done[slot->index].get());
-            }
-            if (ggml_nbytes(input.src) == 0) {
-                continue;
-            }
+        if (source.has_events()) {
+            ggml_backend_event_synchronize(source.split_done[slot->index].get());
+        }
+        if (!source.links.at(split.stage).peer && ggml_nbytes(input.src) > 0) {
             const char * host = (const char *) ggml_backend_buffer_get_base(stage.staging[u % TURBOPREFILL_N_STAGINGS].get());
             ggml_backend_tensor_set_async(stage.upload, input.dst, host + input.offset, 0, ggml_nbytes(input.src));
         }
