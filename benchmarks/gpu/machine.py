@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-_ENVIRONMENT = re.compile(r"^(GGML|LLAMA|CUDA|NCCL|TURBOPREFILL|NVIDIA)_")
+_ENVIRONMENT = re.compile(r"^(GGML|LLAMA|CUDA|NCCL|TURBOPREFILL)_")
 
 
 def ask(*command: str | Path) -> str:

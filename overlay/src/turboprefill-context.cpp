@@ -227,7 +227,7 @@ void llama_turboprefill::sched_end() {
         }
     } else {
         try {
-            engine = turboprefill_engine_new(ctx.sched.get(), turboprefill_default_params());
+            engine = turboprefill_engine_new(ctx.sched.get(), ctx.get_gf_res_reserve()->get_gf(), turboprefill_default_params());
         } catch (const std::exception & err) {
             LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
         }

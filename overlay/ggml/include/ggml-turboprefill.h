@@ -81,8 +81,8 @@ GGML_API bool turboprefill_repeats_devices(ggml_backend_sched_t sched);
 // The graphs of recurrent models need it to have one split per device.
 GGML_API void turboprefill_sched_set_regroup(ggml_backend_sched_t sched, bool regroup);
 
-// nullptr if memory for it can't be had
-GGML_API turboprefill_engine * turboprefill_engine_new (ggml_backend_sched_t sched, turboprefill_params params);
+// graph: the one that was reserved last, the largest there will be. nullptr if memory or threads can't be had
+GGML_API turboprefill_engine * turboprefill_engine_new (ggml_backend_sched_t sched, const ggml_cgraph * graph, turboprefill_params params);
 GGML_API void                  turboprefill_engine_free(turboprefill_engine * engine); // drains first
 
 GGML_API turboprefill_slot * turboprefill_acquire    (turboprefill_engine * engine); // nullptr after a failure

@@ -20,8 +20,9 @@
 #define TURBOPREFILL_N_LANDINGS 2
 #define TURBOPREFILL_N_STAGINGS 3
 
-// host memory that a slot gets at once; a longer prompt makes it grow
-#define TURBOPREFILL_SLOT_BYTES (64u*1024*1024)
+// host memory that all slots together get at once. it is enough for the user inputs of most contexts: where it is not,
+// slots grow during the prompt, and drivers wait for all devices when they pin memory
+#define TURBOPREFILL_SLOTS_BYTES ((size_t) 1024*1024*1024)
 
 // a tensor that a split reads and that something else wrote
 struct turboprefill_input {
@@ -150,5 +151,5 @@ void   turboprefill_sched_release(turboprefill_engine * engine, turboprefill_slo
 // bytes of all inputs of a stage's split, and of the part that other stages compute, in the last graph that was split
 size_t turboprefill_sched_input_bytes   (ggml_backend_sched_t sched, int stage);
 size_t turboprefill_sched_boundary_bytes(ggml_backend_sched_t sched, int stage);
-// bytes of the user inputs that leave the host
-size_t turboprefill_sched_user_bytes    (ggml_backend_sched_t sched, ggml_backend_buffer_type_t buft);
+// bytes of the user inputs of a graph
+size_t turboprefill_sched_user_bytes(const turboprefill_engine * engine, const ggml_cgraph * graph);

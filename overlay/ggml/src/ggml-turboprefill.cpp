@@ -60,8 +60,7 @@ bool turboprefill_reserve_host(turboprefill_engine * engine, ggml_backend_buffer
         return true;
     }
     // masks grow with every ubatch of a long prompt, and pinned memory is slow to get
-    const size_t size_next = buf ? size + size/2 : size + 64*1024;
-    return turboprefill_reserve(buf, engine->host_buft, size_next, engine->mem_host);
+    return turboprefill_reserve(buf, engine->host_buft, size + size/2, engine->mem_host);
 }
 
 bool turboprefill_reserve_landing(turboprefill_engine * engine, turboprefill_stage & stage, size_t size) {
@@ -394,7 +393,7 @@ static void turboprefill_stop_workers(turboprefill_engine * engine) {
     }
 }
 
-turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, turboprefill_params params) {
+turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const ggml_cgraph * graph, turboprefill_params params) {
     const int n_backends = ggml_backend_sched_get_n_backends(sched);
 
     auto engine = std::make_unique<turboprefill_engine>();
@@ -429,9 +428,9 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, turbop
             return nullptr;
         }
     }
-    const size_t n_bytes_user = turboprefill_sched_user_bytes(sched, engine->host_buft);
+    const size_t n_bytes_user = std::min(turboprefill_sched_user_bytes(engine.get(), graph), TURBOPREFILL_SLOTS_BYTES/engine->slots.size());
     for (auto & slot : engine->slots) {
-        if (!turboprefill_reserve_host(engine.get(), slot->host, std::min<size_t>(n_bytes_user, TURBOPREFILL_SLOT_BYTES))) {
+        if (!turboprefill_reserve(slot->host, engine->host_buft, n_bytes_user, engine->mem_host)) {
             return nullptr;
         }
     }
