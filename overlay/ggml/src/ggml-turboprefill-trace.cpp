@@ -1,13 +1,20 @@
 // turboprefill: timeline of the devices, from events around each split
 //
-// A lane per backend waits for the events in order. While a trace is taken, every split costs two events and, on RPC,
-// a read of a few bytes; without one it costs the test of a pointer.
+// A lane per backend waits for the events in order. While a trace is taken, every split costs two events; without one it
+// costs the test of a pointer.
+//
+// RPC events say that a command was sent, not that the server has executed it: an answer to a read does. The lane asks
+// for it a moment later than the split was sent. If the read were queued at once, the next synchronization would wait for
+// it, and the picture would show waits of the standard path that it does not have.
 
 #include "ggml-turboprefill-impl.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <deque>
+
+#define TURBOPREFILL_TRACE_DELAY_US 1000
 
 struct turboprefill_trace_mark {
     int64_t t_begin;
@@ -15,6 +22,7 @@ struct turboprefill_trace_mark {
     ggml_backend_event_ptr begin;
     ggml_backend_event_ptr end;
     turboprefill_span span;
+    ggml_tensor result = {}; // to read from, if events are early; a copy, the graph may be gone by then
     char probe[16];
 };
 
@@ -37,39 +45,6 @@ struct turboprefill_trace {
     bool stop = false;
 };
 
-static void turboprefill_trace_watch(turboprefill_trace * trace, turboprefill_trace_lane * lane) {
-    std::unique_lock<std::mutex> lock(trace->mutex);
-    while (true) {
-        trace->changed.wait(lock, [&] { return trace->stop || !lane->queue.empty(); });
-        if (lane->queue.empty()) {
-            return;
-        }
-        turboprefill_trace_mark_ptr mark = std::move(lane->queue.front());
-        lane->queue.pop_front();
-        lane->busy = true;
-        lock.unlock();
-
-        int64_t t_begin = mark->t_begin;
-        int64_t t_end   = mark->t_end;
-        if (mark->begin) {
-            ggml_backend_event_synchronize(mark->begin.get());
-            t_begin = ggml_time_us();
-            ggml_backend_event_synchronize(mark->end.get());
-            t_end = ggml_time_us();
-        }
-        // the device was still at the split before
-        mark->span.t_start_us = std::min(std::max(t_begin, lane->t_last), t_end);
-        mark->span.t_end_us   = t_end;
-        lane->t_last = t_end;
-
-        lock.lock();
-        trace->spans.push_back(mark->span);
-        lane->busy = false;
-        trace->changed.notify_all();
-    }
-}
-
-// RPC events say that a command was sent, not that the server has executed it. An answer to a read does
 static bool turboprefill_events_are_early(ggml_backend_t backend) {
     ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(backend->device);
     return reg != nullptr && strcmp(ggml_backend_reg_name(reg), "RPC") == 0;
@@ -94,6 +69,43 @@ static ggml_backend_event_ptr turboprefill_trace_record(ggml_backend_t backend) 
         ggml_backend_event_record(event.get(), backend);
     }
     return event;
+}
+
+static void turboprefill_trace_watch(turboprefill_trace * trace, turboprefill_trace_lane * lane) {
+    std::unique_lock<std::mutex> lock(trace->mutex);
+    while (true) {
+        trace->changed.wait(lock, [&] { return trace->stop || !lane->queue.empty(); });
+        if (lane->queue.empty()) {
+            return;
+        }
+        turboprefill_trace_mark_ptr mark = std::move(lane->queue.front());
+        lane->queue.pop_front();
+        lane->busy = true;
+        lock.unlock();
+
+        int64_t t_begin = mark->t_begin;
+        int64_t t_end   = mark->t_end;
+        if (mark->begin) {
+            ggml_backend_event_synchronize(mark->begin.get());
+            t_begin = ggml_time_us();
+            if (mark->result.buffer != nullptr) {
+                std::this_thread::sleep_for(std::chrono::microseconds(TURBOPREFILL_TRACE_DELAY_US));
+                ggml_backend_tensor_get_async(mark->span.backend, &mark->result, mark->probe, 0, std::min(sizeof(mark->probe), ggml_nbytes(&mark->result)));
+                mark->end = turboprefill_trace_record(mark->span.backend);
+            }
+            ggml_backend_event_synchronize(mark->end.get());
+            t_end = ggml_time_us();
+        }
+        // the device was still at the split before
+        mark->span.t_start_us = std::min(std::max(t_begin, lane->t_last), t_end);
+        mark->span.t_end_us   = t_end;
+        lane->t_last = t_end;
+
+        lock.lock();
+        trace->spans.push_back(mark->span);
+        lane->busy = false;
+        trace->changed.notify_all();
+    }
 }
 
 static turboprefill_trace_lane & turboprefill_trace_get_lane(turboprefill_trace * trace, ggml_backend_t backend) {
@@ -134,9 +146,10 @@ void turboprefill_trace_end(turboprefill_trace * trace, ggml_backend_t backend, 
     if (mark->begin) {
         const ggml_tensor * last = turboprefill_events_are_early(backend) ? turboprefill_last_result(graph) : nullptr;
         if (last != nullptr) {
-            ggml_backend_tensor_get_async(backend, last, mark->probe, 0, std::min(sizeof(mark->probe), ggml_nbytes(last)));
+            mark->result = *last;
+        } else {
+            mark->end = turboprefill_trace_record(backend);
         }
-        mark->end = turboprefill_trace_record(backend);
     } else {
         ggml_backend_synchronize(backend);
         mark->t_end = ggml_time_us();
