@@ -137,6 +137,20 @@ def test_short_sequences_of_different_lengths_are_several_ubatches(pair) -> None
     assert n_pipelined(contexts) > 1
 
 
+def test_little_host_memory_makes_fewer_slots(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load("tiny", 3)
+    options = {"n_ctx": 32 * N_CTX, "n_ubatch": 128, "n_threads": 1, "n_threads_batch": 1}
+    with model.context(**options, turboprefill=False) as standard, model.context(**options) as plenty:
+        monkeypatch.setenv("TURBOPREFILL_HOST_MB", "1")
+        with model.context(**options) as little:
+            for context in (standard, plenty, little):
+                context.decode_batch(tokens(3000), logits="last")
+            assert_same((standard, plenty))
+            assert_same((standard, little))
+            assert little.stats().n_slots < plenty.stats().n_slots
+            assert little.stats().n_ubatches_pipelined == ubatches(3000, 128)
+
+
 def test_switched_off_a_recurrent_model_has_the_order_of_upstream(pair) -> None:
     contexts = pair("jamba-tiny", 2, n_ubatch=16)
     for on in (False, True, False):

@@ -35,11 +35,16 @@ static bool turboprefill_default_enabled() {
     return !(value.empty() || value == "0" || value == "false" || value == "off");
 }
 
-// TURBOPREFILL_SLOTS, TURBOPREFILL_TRANSPORT
+// TURBOPREFILL_SLOTS, TURBOPREFILL_HOST_MB, TURBOPREFILL_TRANSPORT
 static turboprefill_params turboprefill_default_params() {
     turboprefill_params params;
 
     params.n_slots = atoi(turboprefill_getenv("TURBOPREFILL_SLOTS").c_str());
+
+    const long long host_mb = atoll(turboprefill_getenv("TURBOPREFILL_HOST_MB").c_str());
+    if (host_mb > 0) {
+        params.max_host_bytes = (size_t) host_mb*1024*1024;
+    }
 
     const std::string transport = turboprefill_getenv("TURBOPREFILL_TRANSPORT");
     if (transport == "peer") {

@@ -47,7 +47,8 @@ enum turboprefill_capture_status {
 };
 
 struct turboprefill_params {
-    int n_slots = 0; // 0: number of stages + 3
+    int    n_slots        = 0; // 0: number of backends + 2
+    size_t max_host_bytes = (size_t) 4*1024*1024*1024; // for user inputs: there are fewer slots if more would need more
     turboprefill_transport transport = TURBOPREFILL_TRANSPORT_AUTO;
 };
 

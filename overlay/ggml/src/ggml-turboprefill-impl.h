@@ -20,10 +20,6 @@
 #define TURBOPREFILL_N_LANDINGS 2
 #define TURBOPREFILL_N_STAGINGS 3
 
-// host memory that all slots together get at once. it is enough for the user inputs of most contexts: where it is not,
-// slots grow during the prompt, and drivers wait for all devices when they pin memory
-#define TURBOPREFILL_SLOTS_BYTES ((size_t) 1024*1024*1024)
-
 // a tensor that a split reads and that something else wrote
 struct turboprefill_input {
     ggml_tensor * src;

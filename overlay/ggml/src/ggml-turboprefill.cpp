@@ -401,15 +401,18 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
     engine->params   = params;
     engine->n_copies = ggml_backend_sched_get_n_copies(sched) > 1 ? ggml_backend_sched_get_n_copies(sched) : TURBOPREFILL_N_LANDINGS;
 
-    // a ubatch per stage, one that is captured, one that waits in front of the first stage
+    // the scheduler's choice for the CPU: pinned if the first device offers it
+    engine->host_buft = ggml_backend_sched_get_buffer_type(sched, ggml_backend_sched_get_backend(sched, n_backends - 1));
+
+    const size_t n_bytes_user = std::max<size_t>(turboprefill_sched_user_bytes(engine.get(), graph), 1);
+
+    // a ubatch per stage, one that is captured, one that waits in front of the first stage; fewer if memory is short
     const int n_slots_min = std::max(engine->n_copies, TURBOPREFILL_N_STAGINGS) + 1;
     if (engine->params.n_slots <= 0) {
         engine->params.n_slots = n_backends + 2;
     }
+    engine->params.n_slots = (int) std::min<size_t>(engine->params.n_slots, params.max_host_bytes/n_bytes_user);
     engine->params.n_slots = std::max(engine->params.n_slots, n_slots_min);
-
-    // the scheduler's choice for the CPU: pinned if the first device offers it
-    engine->host_buft = ggml_backend_sched_get_buffer_type(sched, ggml_backend_sched_get_backend(sched, n_backends - 1));
 
     for (int i = 0; i < engine->params.n_slots; i++) {
         engine->slots.push_back(std::make_unique<turboprefill_slot>());
@@ -428,9 +431,9 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
             return nullptr;
         }
     }
-    const size_t n_bytes_user = std::min(turboprefill_sched_user_bytes(engine.get(), graph), TURBOPREFILL_SLOTS_BYTES/engine->slots.size());
     for (auto & slot : engine->slots) {
-        if (!turboprefill_reserve(slot->host, engine->host_buft, n_bytes_user, engine->mem_host)) {
+        // the fewest slots may be too much at once: then they grow with the prompt, and drivers wait for all devices when they pin memory
+        if (!turboprefill_reserve(slot->host, engine->host_buft, std::min(n_bytes_user, params.max_host_bytes/engine->slots.size()), engine->mem_host)) {
             return nullptr;
         }
     }
