@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from turboprefill import Context, Model
+from turboprefill import AbortedError, Context, Model
 
 N_CTX = 256
 PRESETS = ["tiny", "moe-tiny", "gptoss-tiny", "gemma3-tiny", "mamba-tiny", "jamba-tiny", "granite-hybrid-tiny"]
@@ -135,6 +135,35 @@ def test_short_sequences_of_different_lengths_are_several_ubatches(pair) -> None
     contexts = pair("tiny", 2, n_ctx=4 * N_CTX, n_ubatch=64, n_seq_max=4)
     both(contexts, lambda ctx: ctx.decode_batch(tokens(60), seq_ids=[0] * 10 + [1] * 20 + [2] * 30, logits="all"))
     assert n_pipelined(contexts) > 1
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 5, 12])
+@pytest.mark.parametrize("preset", ["tiny", "gptoss-tiny", "gemma3-tiny", "mamba-tiny", "jamba-tiny"])
+def test_an_abort_keeps_what_was_computed(pair, preset: str, allowed: int) -> None:
+    """The callback is asked on the thread of the host's stage, while ubatches before and after are in flight."""
+    standard, turbo = pair(preset, 2, n_ubatch=8, swa_full=False)
+    questions = 0
+
+    def stop() -> bool:
+        nonlocal questions
+        questions += 1
+        return questions > allowed + 1  # decode_batch asks once itself
+
+    turbo.set_abort_callback(stop, interval_s=0)
+    with pytest.raises(AbortedError):
+        turbo.decode_batch(tokens(200))
+    turbo.set_abort_callback(None)
+
+    n = turbo.memory.seq_pos_max() + 1
+    assert n % 8 == 0
+    assert n < 200
+    if preset == "tiny":
+        assert n == 8 * allowed
+
+    for context in (standard, turbo):
+        context.decode_batch(tokens(200)[n if context is turbo else 0 :])
+    assert_same((standard, turbo))
+    assert turbo.stats().n_ubatches_pipelined > 0
 
 
 def test_little_host_memory_makes_fewer_slots(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
