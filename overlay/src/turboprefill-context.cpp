@@ -121,6 +121,7 @@ private:
     std::string why_no_engine;
 
     turboprefill_regrouping regroup = TURBOPREFILL_REGROUP_UNTRIED;
+    bool regrouping = false; // inside of try_regroup()
 
     std::vector<llama_turboprefill_entry> entries; // [n_slots]
 
@@ -132,6 +133,8 @@ private:
 
     llm_graph_result * capture(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret);
 
+    void        try_regroup();
+    void        undo_regroup(bool pipeline_parallel);
     void        cancel();
     void        note_late(ggml_status status);
     ggml_status take_late();
@@ -217,17 +220,7 @@ void llama_turboprefill::sched_end() {
     } else if (const char * why = turboprefill_why_not(ctx.sched.get())) {
         why_no_engine = why;
         if (regroup == TURBOPREFILL_REGROUP_UNTRIED && turboprefill_repeats_devices(ctx.sched.get())) {
-            // buffers are planned for an order of nodes: plan again
-            regroup = TURBOPREFILL_REGROUP_ON;
-            ctx.sched_need_reserve = true;
-            ctx.sched_reserve();
-            return;
-        }
-        if (regroup == TURBOPREFILL_REGROUP_ON) {
-            // it did not help: back to upstream's order
-            regroup = TURBOPREFILL_REGROUP_USELESS;
-            ctx.sched_need_reserve = true;
-            ctx.sched_reserve();
+            try_regroup();
             return;
         }
     } else {
@@ -241,12 +234,46 @@ void llama_turboprefill::sched_end() {
         }
     }
 
+    if (!engine && regroup == TURBOPREFILL_REGROUP_ON) {
+        if (!regrouping) {
+            undo_regroup(ctx.cparams.pipeline_parallel);
+        }
+        return;
+    }
+
     if (engine) {
         entries.resize(turboprefill_get_stats(engine).n_slots);
         LLAMA_LOG_INFO("%s: TurboPrefill: prefill is pipelined, %d slots\n", __func__, (int) entries.size());
     } else {
         LLAMA_LOG_WARN("%s: TurboPrefill: standard path: %s\n", __func__, why_no_engine.c_str());
     }
+}
+
+// buffers are planned for an order of nodes: another order needs another reservation, inside of the one that just ended
+void llama_turboprefill::try_regroup() {
+    const bool pipeline_parallel = ctx.cparams.pipeline_parallel;
+
+    regroup    = TURBOPREFILL_REGROUP_ON;
+    regrouping = true;
+    try {
+        ctx.sched_need_reserve = true;
+        ctx.sched_reserve();
+    } catch (const std::exception & err) {
+        LLAMA_LOG_WARN("%s: %s\n", __func__, err.what());
+    }
+    regrouping = false;
+
+    if (!engine || ctx.cparams.pipeline_parallel != pipeline_parallel) {
+        undo_regroup(pipeline_parallel);
+    }
+}
+
+// it did not help: back to upstream's order
+void llama_turboprefill::undo_regroup(bool pipeline_parallel) {
+    regroup = TURBOPREFILL_REGROUP_USELESS;
+    ctx.cparams.pipeline_parallel = pipeline_parallel;
+    ctx.sched_need_reserve = true;
+    ctx.sched_reserve();
 }
 
 void llama_turboprefill::set_enabled(bool value) {
@@ -257,7 +284,7 @@ void llama_turboprefill::set_enabled(bool value) {
     enabled = value;
     // the engine takes its sizes from the worst-case graph, which is known only while it is reserved.
     // without the engine, graphs have upstream's order of nodes again
-    const bool reserve = enabled ? !engine : engine && regroup == TURBOPREFILL_REGROUP_ON;
+    const bool reserve = enabled ? !engine : regroup == TURBOPREFILL_REGROUP_ON;
     if (reserve && ctx.sched) {
         ctx.sched_need_reserve = true;
         ctx.sched_reserve();
@@ -389,9 +416,10 @@ const char * llama_turboprefill::why_not(const llama_ubatch & ubatch, llm_graph_
     }
     // a full ubatch without outputs is a piece of a longer prompt, even if the rest comes with the next call
     const bool more_to_come = ubatch.n_tokens > 1 && ubatch.n_tokens == ctx.cparams.n_ubatch && ctx.n_outputs == 0;
-    // sequences of different lengths make several ubatches of a short batch. single tokens are not a prompt
+    // sequences of different lengths make several ubatches of a short batch. one token of each sequence is generation
     const uint32_t n_tokens_all = ctx.balloc->get_n_tokens();
-    const bool several = n_tokens_all > ctx.cparams.n_ubatch || (n_tokens_all > ubatch.n_tokens && ubatch.n_seq_tokens > 1);
+    const bool generation = ubatch.n_tokens > 1 && ubatch.n_seqs_unq == ubatch.n_tokens;
+    const bool several = !generation && (n_tokens_all > ctx.cparams.n_ubatch || (n_tokens_all > ubatch.n_tokens && ubatch.n_seq_tokens > 1));
     if (!several && !more_to_come && turboprefill_idle(engine)) {
         return "the batch is a single ubatch and nothing is in flight";
     }
@@ -481,6 +509,15 @@ void llama_turboprefill::cancel() {
 bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret, llm_graph_result *& res) {
     submit();
 
+    if (status_late != GGML_STATUS_SUCCESS) {
+        // a device failed after this decode had begun: the tokens before these are gone
+        if (engine) {
+            turboprefill_drain(engine);
+        }
+        ret = take_late();
+        res = nullptr;
+        return true;
+    }
     if (!enabled) {
         return false;
     }

@@ -132,7 +132,7 @@ bool turboprefill_reserve_staging(turboprefill_engine * engine, turboprefill_sta
 // ggml-turboprefill-trace.cpp
 // begin right before a split is handed to its backend, end right after. trace may be nullptr
 void turboprefill_trace_begin(turboprefill_trace * trace, ggml_backend_t backend);
-void turboprefill_trace_end  (turboprefill_trace * trace, ggml_backend_t backend, const ggml_cgraph * graph, int stage, int ubatch, bool pipelined);
+void turboprefill_trace_end  (turboprefill_trace * trace, ggml_backend_t backend, int stage, int ubatch, bool pipelined);
 int  turboprefill_trace_next_ubatch(turboprefill_trace * trace);
 int  turboprefill_trace_cur_ubatch (turboprefill_trace * trace);
 

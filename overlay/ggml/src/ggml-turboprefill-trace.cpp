@@ -8,6 +8,7 @@
 // it, and the picture would show waits of the standard path that it does not have.
 
 #include "ggml-turboprefill-impl.h"
+#include "ggml-alloc.h"
 
 #include <algorithm>
 #include <chrono>
@@ -22,8 +23,6 @@ struct turboprefill_trace_mark {
     ggml_backend_event_ptr begin;
     ggml_backend_event_ptr end;
     turboprefill_span span;
-    ggml_tensor result = {}; // to read from, if events are early; a copy, the graph may be gone by then
-    char probe[16];
 };
 
 using turboprefill_trace_mark_ptr = std::unique_ptr<turboprefill_trace_mark>;
@@ -31,6 +30,11 @@ using turboprefill_trace_mark_ptr = std::unique_ptr<turboprefill_trace_mark>;
 struct turboprefill_trace_lane {
     std::thread thread;
     std::deque<turboprefill_trace_mark_ptr> queue; // guarded by the trace's mutex
+    // something to read where events are early. the graph's own tensors may be gone when the lane comes to it
+    ggml_context_ptr        ctx;
+    ggml_backend_buffer_ptr buffer;
+    ggml_tensor           * probe = nullptr;
+    float                   answer;
     turboprefill_trace_mark_ptr open; // begun, not yet ended; guarded by the trace's mutex
     int64_t t_last = 0;
     bool    busy   = false;
@@ -48,16 +52,6 @@ struct turboprefill_trace {
 static bool turboprefill_events_are_early(ggml_backend_t backend) {
     ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(backend->device);
     return reg != nullptr && strcmp(ggml_backend_reg_name(reg), "RPC") == 0;
-}
-
-static const ggml_tensor * turboprefill_last_result(const ggml_cgraph * graph) {
-    for (int i = graph->n_nodes - 1; i >= 0; i--) {
-        const ggml_tensor * node = graph->nodes[i];
-        if (node->op != GGML_OP_NONE && node->view_src == nullptr && node->buffer != nullptr && ggml_nbytes(node) > 0) {
-            return node;
-        }
-    }
-    return nullptr;
 }
 
 static ggml_backend_event_ptr turboprefill_trace_record(ggml_backend_t backend) {
@@ -88,9 +82,10 @@ static void turboprefill_trace_watch(turboprefill_trace * trace, turboprefill_tr
         if (mark->begin) {
             ggml_backend_event_synchronize(mark->begin.get());
             t_begin = ggml_time_us();
-            if (mark->result.buffer != nullptr) {
+            if (lane->probe != nullptr) {
+                // requests of one connection are executed in order, so any answer will do
                 std::this_thread::sleep_for(std::chrono::microseconds(TURBOPREFILL_TRACE_DELAY_US));
-                ggml_backend_tensor_get_async(mark->span.backend, &mark->result, mark->probe, 0, std::min(sizeof(mark->probe), ggml_nbytes(&mark->result)));
+                ggml_backend_tensor_get_async(mark->span.backend, lane->probe, &lane->answer, 0, sizeof(lane->answer));
                 mark->end = turboprefill_trace_record(mark->span.backend);
             }
             ggml_backend_event_synchronize(mark->end.get());
@@ -112,6 +107,15 @@ static turboprefill_trace_lane & turboprefill_trace_get_lane(turboprefill_trace 
     auto & lane = trace->lanes[backend];
     if (!lane) {
         lane = std::make_unique<turboprefill_trace_lane>();
+        if (turboprefill_events_are_early(backend)) {
+            ggml_init_params params = { ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true };
+            lane->ctx.reset(ggml_init(params));
+            lane->probe = ggml_new_tensor_1d(lane->ctx.get(), GGML_TYPE_F32, 1);
+            lane->buffer.reset(ggml_backend_alloc_ctx_tensors(lane->ctx.get(), backend));
+            if (!lane->buffer) {
+                lane->probe = nullptr;
+            }
+        }
         lane->thread = std::thread(turboprefill_trace_watch, trace, lane.get());
     }
     return *lane;
@@ -129,14 +133,17 @@ void turboprefill_trace_begin(turboprefill_trace * trace, ggml_backend_t backend
     turboprefill_trace_get_lane(trace, backend).open = std::move(mark);
 }
 
-void turboprefill_trace_end(turboprefill_trace * trace, ggml_backend_t backend, const ggml_cgraph * graph, int stage, int ubatch, bool pipelined) {
+void turboprefill_trace_end(turboprefill_trace * trace, ggml_backend_t backend, int stage, int ubatch, bool pipelined) {
     if (trace == nullptr) {
         return;
     }
     turboprefill_trace_mark_ptr mark;
+    bool probed;
     {
         std::lock_guard<std::mutex> lock(trace->mutex);
-        mark = std::move(turboprefill_trace_get_lane(trace, backend).open);
+        auto & lane = turboprefill_trace_get_lane(trace, backend);
+        mark   = std::move(lane.open);
+        probed = lane.probe != nullptr;
     }
     if (!mark) {
         return;
@@ -144,10 +151,7 @@ void turboprefill_trace_end(turboprefill_trace * trace, ggml_backend_t backend, 
     mark->span = { backend, stage, ubatch, pipelined, 0, 0 };
 
     if (mark->begin) {
-        const ggml_tensor * last = turboprefill_events_are_early(backend) ? turboprefill_last_result(graph) : nullptr;
-        if (last != nullptr) {
-            mark->result = *last;
-        } else {
+        if (!probed) {
             mark->end = turboprefill_trace_record(backend);
         }
     } else {

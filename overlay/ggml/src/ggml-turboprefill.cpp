@@ -293,7 +293,7 @@ static void turboprefill_replay(turboprefill_engine * engine, turboprefill_slot 
 
     const ggml_status status = ggml_backend_graph_compute_async(stage.backend, &split.graph);
 
-    turboprefill_trace_end(trace, stage.backend, &split.graph, (int) (&split - slot->splits.data()), slot->trace_ubatch, true);
+    turboprefill_trace_end(trace, stage.backend, (int) (&split - slot->splits.data()), slot->trace_ubatch, true);
 
     if (status != GGML_STATUS_SUCCESS) {
         turboprefill_fail(engine, stage, u, status);
