@@ -18,6 +18,8 @@ Endpoints = Callable[[int], list[str]]
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of our own."""
     parser.addoption("--devices", help="devices for tests/test_equivalence.py, such as CUDA0,CUDA1,CUDA2")
+    parser.addoption("--random-seconds", type=float, default=0, help="how long tests/test_random.py makes examples")
+    parser.addoption("--random-seed", type=int, default=0, help="the seed that tests/test_random.py begins with")
 
 
 @pytest.fixture(scope="session")
