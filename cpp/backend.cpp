@@ -9,6 +9,8 @@
 
 #include <pybind11/stl.h>
 
+#include <dlfcn.h>
+
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -18,15 +20,16 @@ namespace turboprefill {
 namespace {
 
 // RPC devices are kept out of ggml's registry: everything in there is a default device of every model.
-struct rpc_servers {
-    std::mutex                                            mutex;
+struct extra_devices {
+    std::mutex                                             mutex;
     std::map<std::string, std::vector<ggml_backend_dev_t>> by_endpoint;
-    std::vector<ggml_backend_dev_t>                       devices; // in order of registration
+    std::map<std::string, std::vector<ggml_backend_dev_t>> by_path;
+    std::vector<ggml_backend_dev_t>                        devices; // in order of registration
 };
 
-rpc_servers & servers() {
-    static rpc_servers * s = new rpc_servers; // never destroyed: devices live as long as the process
-    return *s;
+extra_devices & extra() {
+    static extra_devices * e = new extra_devices; // never destroyed: devices live as long as the process
+    return *e;
 }
 
 std::vector<std::string> names_of(const std::vector<ggml_backend_dev_t> & devices) {
@@ -39,9 +42,9 @@ std::vector<std::string> names_of(const std::vector<ggml_backend_dev_t> & device
 
 std::vector<std::string> add_rpc_server(const std::string & endpoint) {
     backend_init();
-    std::lock_guard<std::mutex> lock(servers().mutex);
-    const auto known = servers().by_endpoint.find(endpoint);
-    if (known != servers().by_endpoint.end()) {
+    std::lock_guard<std::mutex> lock(extra().mutex);
+    const auto known = extra().by_endpoint.find(endpoint);
+    if (known != extra().by_endpoint.end()) {
         return names_of(known->second);
     }
 
@@ -60,14 +63,38 @@ std::vector<std::string> add_rpc_server(const std::string & endpoint) {
     for (size_t i = 0; i < ggml_backend_reg_dev_count(reg); ++i) {
         devices.push_back(ggml_backend_reg_dev_get(reg, i));
     }
-    servers().by_endpoint[endpoint] = devices;
-    servers().devices.insert(servers().devices.end(), devices.begin(), devices.end());
+    extra().by_endpoint[endpoint] = devices;
+    extra().devices.insert(extra().devices.end(), devices.begin(), devices.end());
     return names_of(devices);
 }
 
 bool has_rpc_server(const std::string & endpoint) {
-    std::lock_guard<std::mutex> lock(servers().mutex);
-    return servers().by_endpoint.count(endpoint) != 0;
+    std::lock_guard<std::mutex> lock(extra().mutex);
+    return extra().by_endpoint.count(endpoint) != 0;
+}
+
+// like ggml_backend_load(), but out of the registry for the same reason
+std::vector<std::string> load_backend(const std::string & path) {
+    backend_init();
+    void * library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL); // never closed: devices live as long as the process
+    if (!library) {
+        throw error("NativeModuleError", "the backend does not load: " + std::string(dlerror()));
+    }
+    const auto init = (ggml_backend_reg_t (*)()) dlsym(library, "ggml_backend_init");
+    ggml_backend_reg_t reg = init ? init() : nullptr;
+    if (!reg) {
+        throw error("NativeModuleError", path + " gives no backend; see the log turboprefill.llama");
+    }
+
+    std::lock_guard<std::mutex> lock(extra().mutex);
+    auto & loaded = extra().by_path;
+    if (loaded.count(path) == 0) {
+        for (size_t i = 0; i < ggml_backend_reg_dev_count(reg); ++i) {
+            loaded[path].push_back(ggml_backend_reg_dev_get(reg, i));
+        }
+        extra().devices.insert(extra().devices.end(), loaded[path].begin(), loaded[path].end());
+    }
+    return names_of(loaded[path]);
 }
 
 const char * type_name(ggml_backend_dev_t dev) {
@@ -119,8 +146,8 @@ std::vector<ggml_backend_dev_t> backend_devices() {
     for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
         out.push_back(ggml_backend_dev_get(i));
     }
-    std::lock_guard<std::mutex> lock(servers().mutex);
-    out.insert(out.end(), servers().devices.begin(), servers().devices.end());
+    std::lock_guard<std::mutex> lock(extra().mutex);
+    out.insert(out.end(), extra().devices.begin(), extra().devices.end());
     return out;
 }
 
@@ -146,6 +173,7 @@ void bind_backend(py::module_ & m) {
 
     m.def("backend_init",   &backend_init, py::call_guard<py::gil_scoped_release>());
     m.def("devices",        &list_devices, py::call_guard<py::gil_scoped_release>());
+    m.def("load_backend",   &load_backend, py::arg("path"), py::call_guard<py::gil_scoped_release>());
     m.def("has_rpc_server", &has_rpc_server, py::arg("endpoint"), py::call_guard<py::gil_scoped_release>());
     // upstream ends the process if the endpoint does not answer: rpc.py probes it first
     m.def("add_rpc_server", &add_rpc_server, py::arg("endpoint"), py::call_guard<py::gil_scoped_release>());

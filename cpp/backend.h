@@ -11,7 +11,7 @@ namespace turboprefill {
 
 void backend_init(); // idempotent, called by everything that needs llama.cpp
 
-std::vector<ggml_backend_dev_t> backend_devices(); // registered devices, then those of RPC servers
+std::vector<ggml_backend_dev_t> backend_devices(); // registered devices, then those of RPC servers and loaded backends
 ggml_backend_dev_t              backend_device(const std::string & name);
 
 } // namespace turboprefill

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--devices", help="devices for tests/test_equivalence.py, such as CUDA0,CUDA1,CUDA2")
     parser.addoption("--random-seconds", type=float, default=0, help="how long tests/test_random.py makes examples")
     parser.addoption("--random-seed", type=int, default=0, help="the seed that tests/test_random.py begins with")
+
+
+def pytest_configure() -> None:
+    """`TURBOPREFILL_VIRTUAL=3 pytest --devices VIRT0,VIRT1,VIRT2`."""
+    if spec := os.environ.get("TURBOPREFILL_VIRTUAL"):
+        from turboprefill import virtual
+
+        virtual.load(spec)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from turboprefill.errors import NativeModuleError
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["core", "rpc_server_path"]
+__all__ = ["core", "rpc_server_path", "virtual_backend_path"]
 
 
 def _load() -> ModuleType:
@@ -25,18 +25,30 @@ def _load() -> ModuleType:
         raise NativeModuleError(msg) from error
 
 
+def _installed(*parts: str) -> Path:
+    # Beside the native module, which an editable install keeps away from the Python files.
+    path = Path(str(core.__file__)).parent.joinpath(*parts)
+    if not path.is_file():
+        raise NativeModuleError(f"{path} is missing; install the package again with `pip install .`")
+    return path
+
+
 def rpc_server_path() -> Path:
     """Path of the ``ggml-rpc-server`` that was built with this package.
 
     Raises:
         NativeModuleError: it is not installed.
     """
-    # Beside the native module, which an editable install keeps away from the Python files.
-    folder = Path(str(core.__file__)).parent
-    path = folder / "bin" / "ggml-rpc-server"
-    if not path.is_file():
-        raise NativeModuleError(f"{path} is missing; install the package again with `pip install .`")
-    return path
+    return _installed("bin", "ggml-rpc-server")
+
+
+def virtual_backend_path() -> Path:
+    """Path of the backend with virtual devices, for ``GGML_BACKEND_PATH``.
+
+    Raises:
+        NativeModuleError: it is not installed.
+    """
+    return _installed("lib", "libturboprefill-virtual.so")
 
 
 if TYPE_CHECKING:

@@ -1,0 +1,182 @@
+// a backend instance: one in-order stream of a device. its graphs are computed by an own instance of the CPU backend, with
+// one thread, so results are those of the CPU with one thread
+
+#include "device.h"
+#include "event.h"
+#include "pace.h"
+#include "snapshot.h"
+
+#include "ggml-impl.h"
+
+#include <cstring>
+
+struct virt_backend {
+    virt_device *    device;
+    ggml_backend_ptr cpu;
+    virt_stream      stream; // last: it uses the others until it has ended
+};
+
+static virt_backend * virt_backend_of(ggml_backend_t backend) {
+    return (virt_backend *) backend->context;
+}
+
+static const char * virt_backend_name(ggml_backend_t backend) {
+    return virt_backend_of(backend)->device->name.c_str();
+}
+
+static void virt_backend_free(ggml_backend_t backend) {
+    delete virt_backend_of(backend);
+    delete backend;
+}
+
+//
+// copies
+//
+
+static void virt_backend_set_async(ggml_backend_t backend, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+    virt_device * device = virt_backend_of(backend)->device;
+    virt_backend_of(backend)->stream.push([device, to = (char *) tensor->data + offset, data, size] {
+        std::lock_guard<std::mutex> lock(device->upload);
+        virt_pace pace(device->config().copy_us(size));
+        memcpy(to, data, size);
+    });
+}
+
+static void virt_backend_get_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+    virt_device * device = virt_backend_of(backend)->device;
+    virt_backend_of(backend)->stream.push([device, from = (const char *) tensor->data + offset, data, size] {
+        std::lock_guard<std::mutex> lock(device->download);
+        virt_pace pace(device->config().copy_us(size));
+        memcpy(data, from, size);
+    });
+}
+
+static bool virt_backend_is_virtual(ggml_backend_t backend) {
+    return backend->iface.free == virt_backend_free;
+}
+
+// as CUDA: on the stream of the source, and the stream of the destination goes on after it
+static bool virt_backend_cpy_async(ggml_backend_t backend_src, ggml_backend_t backend_dst, const ggml_tensor * src, ggml_tensor * dst) {
+    if (!virt_backend_is_virtual(backend_src) || !virt_backend_is_virtual(backend_dst)) {
+        return false;
+    }
+    virt_backend * from = virt_backend_of(backend_src);
+    virt_backend * to   = virt_backend_of(backend_dst);
+
+    if (virt_buffer_device(src->view_src ? src->view_src->buffer : src->buffer) != from->device ||
+        virt_buffer_device(dst->view_src ? dst->view_src->buffer : dst->buffer) != to->device) {
+        return false;
+    }
+
+    const bool   same   = from->device == to->device;
+    const size_t size   = ggml_nbytes(src);
+    const auto   config = to->device->config();
+    if (!same && config.peer == VIRT_PEER_REFUSED) {
+        return false;
+    }
+
+    from->stream.push([from = from->device, to = to->device, same, size, dst = dst->data, src = src->data] {
+        if (same) {
+            memcpy(dst, src, size);
+            return;
+        }
+        std::scoped_lock lock(from->download, to->upload);
+        virt_pace pace(to->config().copy_us(size));
+        memcpy(dst, src, size);
+        virt_get_counters().copies++;
+    });
+    if (from != to) {
+        auto done = from->stream.mark();
+        to->stream.wait(done);
+        if (!same && config.peer == VIRT_PEER_BLOCKING) {
+            done->wait();
+        }
+    }
+    return true;
+}
+
+//
+// graphs
+//
+
+// A fault is an answer of this very call, and what was queued before is computed all the same. The interface has no
+// errors that come later: a backend whose device fails while it computes can only end the process, as CUDA's does.
+static ggml_status virt_backend_compute(ggml_backend_t backend, ggml_cgraph * graph) {
+    virt_backend * ctx    = virt_backend_of(backend);
+    virt_device  * device = ctx->device;
+
+    double stall_us = 0;
+    if (!device->next_graph(stall_us)) {
+        GGML_LOG_ERROR("%s: %s: a fault, as configured\n", __func__, device->name.c_str());
+        virt_get_counters().faults++;
+        return GGML_STATUS_FAILED;
+    }
+
+    auto snapshot = std::make_shared<virt_snapshot>(graph);
+    ctx->stream.push([device, snapshot, stall_us, cpu = ctx->cpu.get()] {
+        std::lock_guard<std::mutex> lock(device->compute);
+        virt_pace pace(stall_us + device->config().graph_us(snapshot->n_tokens()));
+        const ggml_status status = ggml_backend_graph_compute(cpu, snapshot->graph());
+        if (status != GGML_STATUS_SUCCESS) {
+            GGML_ABORT("%s: the CPU backend failed with status %d", device->name.c_str(), status);
+        }
+        virt_get_counters().graphs++;
+    });
+    return GGML_STATUS_SUCCESS;
+}
+
+static void virt_backend_synchronize(ggml_backend_t backend) {
+    virt_backend_of(backend)->stream.synchronize();
+}
+
+static void virt_backend_event_record(ggml_backend_t backend, ggml_backend_event_t event) {
+    virt_event_record(event, virt_backend_of(backend)->stream);
+}
+
+static void virt_backend_event_wait(ggml_backend_t backend, ggml_backend_event_t event) {
+    virt_event_wait(event, virt_backend_of(backend)->stream);
+}
+
+static ggml_guid_t virt_backend_guid() {
+    static ggml_guid guid = { 0x74, 0x70, 0x2d, 0x76, 0x69, 0x72, 0x74, 0x75, 0x61, 0x6c, 0x2d, 0x67, 0x70, 0x75, 0x00, 0x01 };
+    return &guid;
+}
+
+static ggml_backend_ptr virt_cpu_backend() {
+    ggml_backend_dev_t cpu = virt_cpu();
+    ggml_backend_ptr backend { cpu ? ggml_backend_dev_init(cpu, nullptr) : nullptr };
+    if (backend) {
+        auto set_n_threads = (ggml_backend_set_n_threads_t)
+            ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu), "ggml_backend_set_n_threads");
+        set_n_threads(backend.get(), 1);
+    }
+    return backend;
+}
+
+ggml_backend_t virt_backend_new(ggml_backend_dev_t dev, const char * /*params*/) {
+    ggml_backend_ptr cpu = virt_cpu_backend();
+    if (!cpu) {
+        GGML_LOG_ERROR("%s: there is no CPU backend to compute with\n", __func__);
+        return nullptr;
+    }
+    virt_device * device = virt_device_of(dev);
+    const bool    events = device->config().events;
+
+    ggml_backend_i iface = {};
+    iface.get_name         = virt_backend_name;
+    iface.free             = virt_backend_free;
+    iface.set_tensor_async = virt_backend_set_async;
+    iface.get_tensor_async = virt_backend_get_async;
+    iface.cpy_tensor_async = virt_backend_cpy_async;
+    iface.synchronize      = virt_backend_synchronize;
+    iface.graph_compute    = virt_backend_compute;
+    iface.event_record     = events ? virt_backend_event_record : nullptr;
+    iface.event_wait       = events ? virt_backend_event_wait   : nullptr;
+
+    return new ggml_backend {
+        /* .guid    = */ virt_backend_guid(),
+        /* .iface   = */ iface,
+        /* .device  = */ dev,
+        /* .context = */ new virt_backend { device, std::move(cpu), {} },
+    };
+}

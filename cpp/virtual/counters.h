@@ -1,0 +1,32 @@
+// what is alive and what was done, for tests of leaks
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+struct virt_counters {
+    std::atomic<int64_t> graphs  { 0 }; // computed since the library was loaded
+    std::atomic<int64_t> copies  { 0 }; // between devices without the host, likewise
+    std::atomic<int64_t> faults  { 0 }; // likewise
+    std::atomic<int64_t> events  { 0 }; // alive
+    std::atomic<int64_t> buffers { 0 }; // alive, those of the host too
+    std::atomic<int64_t> bytes   { 0 }; // in them
+    std::atomic<int64_t> streams { 0 }; // alive
+    std::atomic<int64_t> threads { 0 }; // alive
+};
+
+virt_counters & virt_get_counters();
+
+// counts a thing while it exists
+struct virt_alive {
+    explicit virt_alive(std::atomic<int64_t> & counter, int64_t n = 1) : counter(counter), n(n) { counter += n; }
+    ~virt_alive() { counter -= n; }
+
+    virt_alive(const virt_alive &) = delete;
+    virt_alive & operator=(const virt_alive &) = delete;
+
+private:
+    std::atomic<int64_t> & counter;
+    const int64_t n;
+};

@@ -1,0 +1,135 @@
+#include "device.h"
+
+#include "ggml-impl.h"
+
+//
+// state
+//
+
+virt_device::virt_device(int index, const virt_config & config, ggml_backend_reg_t reg)
+    : index(index), name("VIRT" + std::to_string(index)), description("virtual device " + std::to_string(index)) {
+    configure(config);
+    virt_buft_init(this);
+    virt_device_init(this, reg);
+}
+
+void virt_device::configure(const virt_config & value) {
+    std::lock_guard<std::mutex> lock(mutex);
+    current   = value;
+    n_graphs  = 0;
+    n_buffers = 0;
+    dev.iface.event_new = value.events ? virt_event_new : nullptr;
+}
+
+virt_config virt_device::config() const {
+    std::lock_guard<std::mutex> lock(mutex);
+    return current;
+}
+
+bool virt_device::next_graph(double & stall_us) {
+    std::lock_guard<std::mutex> lock(mutex);
+    n_graphs++;
+    stall_us = n_graphs == current.stall_graph ? 1e3*current.stall_ms : 0;
+    return n_graphs != current.fail_graph;
+}
+
+bool virt_device::next_buffer(size_t size) {
+    std::lock_guard<std::mutex> lock(mutex);
+    n_buffers++;
+    if (n_buffers == current.fail_buffer) {
+        GGML_LOG_ERROR("%s: %s: a fault, as configured\n", __func__, name.c_str());
+        virt_get_counters().faults++;
+        return false;
+    }
+    if (size > current.memory() || used > current.memory() - size) {
+        GGML_LOG_ERROR("%s: %s: %zu bytes do not fit: %zu of %zu are in use\n", __func__, name.c_str(), size, used, current.memory());
+        return false;
+    }
+    used += size;
+    return true;
+}
+
+void virt_device::free_buffer(size_t size) {
+    std::lock_guard<std::mutex> lock(mutex);
+    used -= size;
+}
+
+size_t virt_device::memory_used() const {
+    std::lock_guard<std::mutex> lock(mutex);
+    return used;
+}
+
+//
+// interface
+//
+
+static const char * virt_device_name(ggml_backend_dev_t dev) {
+    return virt_device_of(dev)->name.c_str();
+}
+
+static const char * virt_device_description(ggml_backend_dev_t dev) {
+    return virt_device_of(dev)->description.c_str();
+}
+
+static void virt_device_memory(ggml_backend_dev_t dev, size_t * free, size_t * total) {
+    const size_t used = virt_device_of(dev)->memory_used();
+    *total = virt_device_of(dev)->config().memory();
+    *free  = *total > used ? *total - used : 0;
+}
+
+static enum ggml_backend_dev_type virt_device_type(ggml_backend_dev_t /*dev*/) {
+    return GGML_BACKEND_DEVICE_TYPE_GPU;
+}
+
+static void virt_device_props(ggml_backend_dev_t dev, ggml_backend_dev_props * props) {
+    *props = {};
+    props->name        = virt_device_name(dev);
+    props->description = virt_device_description(dev);
+    props->type        = virt_device_type(dev);
+    virt_device_memory(dev, &props->memory_free, &props->memory_total);
+
+    props->caps.async                = true;
+    props->caps.host_buffer          = true;
+    props->caps.buffer_from_host_ptr = false;
+    props->caps.events               = virt_device_of(dev)->config().events;
+}
+
+static ggml_backend_buffer_type_t virt_device_buft(ggml_backend_dev_t dev) {
+    return &virt_device_of(dev)->buft;
+}
+
+static ggml_backend_buffer_type_t virt_device_host_buft(ggml_backend_dev_t dev) {
+    return &virt_device_of(dev)->buft_host;
+}
+
+static bool virt_device_supports_op(ggml_backend_dev_t /*dev*/, const ggml_tensor * op) {
+    ggml_backend_dev_t cpu = virt_cpu();
+    return cpu && ggml_backend_dev_supports_op(cpu, op);
+}
+
+static bool virt_device_supports_buft(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) {
+    return buft == &virt_device_of(dev)->buft;
+}
+
+void virt_device_init(virt_device * device, ggml_backend_reg_t reg) {
+    ggml_backend_device_i & iface = device->dev.iface;
+
+    const auto event_new = iface.event_new;
+    iface = {};
+    iface.get_name             = virt_device_name;
+    iface.get_description      = virt_device_description;
+    iface.get_memory           = virt_device_memory;
+    iface.get_type             = virt_device_type;
+    iface.get_props            = virt_device_props;
+    iface.init_backend         = virt_backend_new;
+    iface.get_buffer_type      = virt_device_buft;
+    iface.get_host_buffer_type = virt_device_host_buft;
+    iface.supports_op          = virt_device_supports_op;
+    iface.supports_buft        = virt_device_supports_buft;
+    iface.event_new            = event_new;
+    iface.event_free           = virt_event_free;
+    iface.event_synchronize    = virt_event_synchronize;
+
+    device->dev.reg     = reg;
+    device->dev.context = device;
+}

@@ -1,0 +1,66 @@
+"""Virtual devices: GPUs for tests and demonstrations that compute on the CPU, with properties and faults by choice.
+
+The backend and the keys of its specification are described in docs/virtual.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from turboprefill import log
+from turboprefill.errors import InvalidInputError
+from turboprefill.native import core, virtual_backend_path
+
+__all__ = ["COUNTERS", "VARIABLE", "counters", "load", "loaded"]
+
+VARIABLE = "TURBOPREFILL_VIRTUAL"
+COUNTERS = ("graphs", "copies", "faults", "events", "buffers", "bytes", "streams", "threads")
+
+
+def _library() -> ctypes.CDLL:
+    """The backend's own functions; opening the same file again gives the library that is already there."""
+    library = ctypes.CDLL(str(virtual_backend_path()))
+    for name in ("turboprefill_virtual_check", "turboprefill_virtual_configure"):
+        getattr(library, name).argtypes = [ctypes.c_char_p]
+        getattr(library, name).restype = ctypes.c_char_p
+    library.turboprefill_virtual_counter.argtypes = [ctypes.c_char_p]
+    library.turboprefill_virtual_counter.restype = ctypes.c_int64
+    return library
+
+
+def _refuse(why: bytes | None) -> None:
+    if why is not None:
+        raise InvalidInputError(why.decode())
+
+
+def loaded() -> list[str]:
+    """Names of the virtual devices of this process, however they came here; empty if there are none."""
+    with log.capture():
+        return [device.name for device in core.devices() if device.backend == "VIRT"]
+
+
+def load(spec: str) -> list[str]:
+    """Make virtual devices, as in ``load("4,split_us=5000,peer=refused")``, and return their names.
+
+    A process has them once. Another call gives them other properties and counts graphs and buffers from the start
+    again; do that while no context is computing.
+
+    Raises:
+        InvalidInputError: the specification is wrong, or has another number of devices than the process already has.
+        NativeModuleError: the backend is not installed, or does not load.
+    """
+    library = _library()
+    _refuse(library.turboprefill_virtual_check(spec.encode()))
+    if names := loaded():
+        _refuse(library.turboprefill_virtual_configure(spec.encode()))
+        return names
+    os.environ[VARIABLE] = spec
+    with log.capture():
+        return core.load_backend(str(virtual_backend_path()))
+
+
+def counters() -> dict[str, int]:
+    """What was done (graphs, copies between devices, faults) and what is alive (events, buffers, their bytes, ...)."""
+    library = _library()
+    return {name: library.turboprefill_virtual_counter(name.encode()) for name in COUNTERS}
