@@ -34,6 +34,7 @@ class _Options:
     repeats: int
     devices: str | None
     rpc: str | None
+    virtual: str | None
     tensor_split: str | None
     json: Path | None
     png: Path | None
@@ -60,6 +61,9 @@ def demo(
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each path, after a warm-up.")] = 3,
     devices: Annotated[str | None, typer.Option(help="Devices by name, as in CUDA0,CUDA1. Default: all GPUs.")] = None,
     rpc: Annotated[str | None, typer.Option(help="Use these RPC servers: HOST:PORT,HOST:PORT")] = None,
+    virtual: Annotated[
+        str | None, typer.Option(help="Virtual devices: 4, or as in 4,peer=refused,split_us=5000")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Local CPU workers to start where there are no two GPUs.")] = 2,
     tensor_split: Annotated[str | None, typer.Option(help="Share of the layers per device, as in 3,1")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the result to this file.")] = None,
@@ -69,16 +73,21 @@ def demo(
     """Read a prompt on both paths, alternating: speed, timelines, and whether the results are the same bytes.
 
     Takes the GPUs if there are at least two. Otherwise it starts local RPC workers that compute on the CPU.
+    With --virtual it takes devices with configured times, as many as you like (docs/virtual.md).
     Exit code 0 only if logits and state are identical.
     """
     from turboprefill.demo import settings
 
     options = _Options(
-        model, prompt_file, n_prompt, ubatch, n_batch, repeats, devices, rpc, tensor_split, json,
+        model, prompt_file, n_prompt, ubatch, n_batch, repeats, devices, rpc, virtual, tensor_split, json,
         None if no_picture else png,
     )  # fmt: skip
     settings.read_text(prompt_file)  # a wrong file name should not cost the time to start anything
     settings.split_ratios(tensor_split)
+    if virtual is not None:
+        if rpc or devices:
+            raise typer.BadParameter("--virtual brings its own devices: leave out --rpc and --devices")
+        raise typer.Exit(0 if _run(options) else 1)
     if rpc or devices or len(settings.gpu_names()) >= 2:
         raise typer.Exit(0 if _run(options) else 1)
     raise typer.Exit(_with_workers(options, workers))
@@ -135,7 +144,12 @@ def _run(options: _Options) -> bool:
 
         result = measure.run(_plan(options, note), note)
     report.show(result, out)
-    if result.plan.n_threads == 1:
+    if options.virtual is not None:
+        from turboprefill.demo import virtual_devices
+
+        for line in virtual_devices.explain(options.virtual):
+            out.print(f"[dim]{escape(line)}[/]")
+    elif result.plan.n_threads == 1:
         out.print("[dim]Local CPU workers share this machine's cores: look at the ratio, not at tok/s.[/]")
     _write_files(options, result)
     return result.logits_identical and result.state_identical
@@ -146,24 +160,29 @@ def _plan(options: _Options, note: Note) -> Plan:
     from turboprefill.demo.measure import Plan
 
     endpoints = settings.split_list(options.rpc)
-    on_cpu = settings.is_loopback(endpoints)
-    preset = "demo" if on_cpu else "demo-gpu"
-    model = options.model or settings.synthetic_model(preset, note)
     names = settings.split_list(options.devices)
+    on_cpu = settings.is_loopback(endpoints)
+    preset, n_prompt, n_ubatch = ("demo", _CPU_TOKENS, _CPU_UBATCH) if on_cpu else ("demo-gpu", None, _GPU_UBATCH)
+    if options.virtual is not None:
+        from turboprefill.demo import virtual_devices
+
+        names = virtual_devices.load(options.virtual)
+        preset, n_prompt, n_ubatch = virtual_devices.PRESET, virtual_devices.TOKENS, virtual_devices.UBATCH
+    model = options.model or settings.synthetic_model(preset, note)
     split = settings.split_ratios(options.tensor_split)
     if split is None and options.model is None:
         split = settings.even_split(preset, len(names or endpoints or settings.gpu_names()))
     return Plan(
         model=str(model),
         text=settings.read_text(options.prompt_file),
-        n_prompt=options.n_prompt or (_CPU_TOKENS if on_cpu else None),
-        n_ubatch=options.ubatch or (_CPU_UBATCH if on_cpu else _GPU_UBATCH),
+        n_prompt=options.n_prompt or n_prompt,
+        n_ubatch=options.ubatch or n_ubatch,
         n_batch=max(options.n_batch, options.ubatch or 0),
         repeats=options.repeats,
         devices=names,
         rpc_servers=endpoints,
         tensor_split=split,
-        n_threads=settings.host_threads(endpoints),
+        n_threads=1 if options.virtual is not None else settings.host_threads(endpoints),
     )
 
 

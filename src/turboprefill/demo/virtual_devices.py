@@ -1,0 +1,42 @@
+"""The demo on virtual devices: a timed schedule that every machine can show."""
+
+from __future__ import annotations
+
+from turboprefill import virtual
+
+__all__ = ["PRESET", "TOKENS", "UBATCH", "explain", "load"]
+
+PRESET = "tiny"  # small: its computation must fit into the devices' configured time
+TOKENS, UBATCH = 1280, 64
+_SAWTOOTH = "events=off,split_us=2000,us_per_token=300"
+
+
+def specification(text: str) -> str:
+    """What the user gave. A mere number: devices that cannot wait for each other, slow enough for a busy machine."""
+    return f"{text},{_SAWTOOTH}" if text.strip().isdigit() else text
+
+
+def load(text: str) -> list[str]:
+    """Make the devices; their names.
+
+    Raises:
+        InvalidInputError: the specification is wrong.
+        NativeModuleError: the backend is not installed, or does not load.
+    """
+    return virtual.load(specification(text))
+
+
+def explain(text: str) -> list[str]:
+    """What the numbers mean, in sentences."""
+    spec = specification(text)
+    lines = [f"Virtual devices ({spec}): their times are configured, so look at the schedule, not at tok/s."]
+    if "events=off" in spec or "peer=refused" in spec or "peer=blocking" in spec:
+        why = "Without events" if "events=off" in spec else "Where copies between devices do not queue"
+        lines.append(
+            f"{why}, llama.cpp's standard path waits for every device but the last before it goes on: "
+            "from three devices on a sawtooth."
+        )
+    else:
+        lines.append("With events and queued copies, llama.cpp's standard path may overlap devices too.")
+    lines.append("TurboPrefill hands ubatches from device to device in threads of its own, which is the cure.")
+    return lines
