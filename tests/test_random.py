@@ -40,6 +40,14 @@ def outcome(call: Callable[[], object]) -> object:
         return type(error)
 
 
+def difference(standard: object, pipelined: object) -> str:
+    """In words; of bytes only where they are."""
+    if isinstance(standard, bytes) and isinstance(pipelined, bytes) and len(standard) == len(pipelined):
+        where = [i for i, (a, b) in enumerate(zip(standard, pipelined, strict=True)) if a != b]
+        return f"{len(where)} of {len(standard)} bytes differ, from {where[0]} to {where[-1]}"
+    return f"standard: {standard!r:.200}, pipelined: {pipelined!r:.200}"
+
+
 class Rig:
     """Both contexts, and what else the steps need."""
 
@@ -55,7 +63,7 @@ class Rig:
 
     def same(self, call: Callable[[Context], object]) -> object:
         results = [outcome(lambda ctx=ctx: call(ctx)) for ctx in (self.standard, self.turbo)]
-        assert results[0] == results[1], f"standard: {results[0]!r:.200}, pipelined: {results[1]!r:.200}"
+        assert results[0] == results[1], difference(*results)
         return results[0]
 
     def step(self, step: object) -> None:
