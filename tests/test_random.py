@@ -189,7 +189,10 @@ def run(model: Model, preset: str, log: Path, n_examples: int, seed: int) -> tup
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_any_sequence_of_calls(preset: str, model_file, rpc_workers, request: pytest.FixtureRequest) -> None:
+def test_any_sequence_of_calls(
+    preset: str, model_file, rpc_workers, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("turboprefill.llama"), "disabled", True)  # thousands of lines
     seconds, seed = (request.config.getoption(name) for name in ("--random-seconds", "--random-seed"))
     names = request.config.getoption("--devices")
     log = request.config.cache.mkdir("random") / "example.txt"
