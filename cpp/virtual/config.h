@@ -35,7 +35,7 @@ struct virt_config {
     size_t memory() const { return (size_t) (memory_gb*1024*1024*1024); }
 };
 
-constexpr int VIRT_MAX_DEVICES = 16; // as many as llama.cpp takes
+constexpr int VIRT_MAX_DEVICES = 15; // the scheduler takes 16 backends, and the CPU is one of them
 
 // "4,peer=blocking,slow=1/1/2/1" or "@file.json": one entry per device
 // throws std::invalid_argument if there is anything that it does not understand
