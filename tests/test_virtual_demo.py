@@ -22,7 +22,7 @@ def run(folder: Path, *args: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("3", "events=off"),
+        ("3", "peer=refused"),
         ("2,peer=refused,us_per_token=20", "do not queue"),
         ("4,us_per_token=20", "may overlap"),
     ],
