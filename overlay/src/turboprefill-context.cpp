@@ -273,7 +273,12 @@ void llama_turboprefill::undo_regroup(bool pipeline_parallel) {
     regroup = TURBOPREFILL_REGROUP_USELESS;
     ctx.cparams.pipeline_parallel = pipeline_parallel;
     ctx.sched_need_reserve = true;
-    ctx.sched_reserve();
+    try {
+        ctx.sched_reserve();
+    } catch (...) {
+        ctx.sched_need_reserve = true;
+        throw;
+    }
 }
 
 void llama_turboprefill::set_enabled(bool value) {
@@ -285,9 +290,17 @@ void llama_turboprefill::set_enabled(bool value) {
     // the engine takes its sizes from the worst-case graph, which is known only while it is reserved.
     // without the engine, graphs have upstream's order of nodes again
     const bool reserve = enabled ? !engine : regroup == TURBOPREFILL_REGROUP_ON;
-    if (reserve && ctx.sched) {
+    if (!reserve || !ctx.sched) {
+        return;
+    }
+    try {
         ctx.sched_need_reserve = true;
         ctx.sched_reserve();
+    } catch (...) {
+        // as before this call; the next decode reserves again, and says so if it can't
+        enabled = !value;
+        ctx.sched_need_reserve = true;
+        throw;
     }
 }
 
