@@ -144,8 +144,7 @@ void turboprefill_sched_compute(ggml_backend_sched_t sched); // a graph is about
 
 // ggml-turboprefill-sched.inc: for the engine
 void   turboprefill_sched_release(turboprefill_engine * engine, turboprefill_slot * slot, bool take_ctx);
-// bytes of all inputs of a stage's split, and of the part that other stages compute, in the last graph that was split
-size_t turboprefill_sched_input_bytes   (ggml_backend_sched_t sched, int stage);
-size_t turboprefill_sched_boundary_bytes(ggml_backend_sched_t sched, int stage);
+// bytes of all inputs of a stage's split in the last graph that was split
+size_t turboprefill_sched_input_bytes(ggml_backend_sched_t sched, int stage);
 // bytes of the user inputs of a graph
 size_t turboprefill_sched_user_bytes(const turboprefill_engine * engine, const ggml_cgraph * graph);
