@@ -1,6 +1,7 @@
 // a backend instance: one in-order stream of a device. its graphs are computed by an own instance of the CPU backend, with
 // one thread, so results are those of the CPU with one thread
 
+#include "copy.h"
 #include "device.h"
 #include "event.h"
 #include "pace.h"
@@ -32,22 +33,27 @@ static void virt_backend_free(ggml_backend_t backend) {
 //
 // copies
 //
+// Nothing here returns a status, so a copy that fails shows with the next graph: the device that it goes into, or the
+// one that is read, takes no graph any more. This is decided by the call, before anybody can hand over a graph that
+// uses what arrives. What is queued before the copy is computed.
 
 static void virt_backend_set_async(ggml_backend_t backend, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     virt_device * device = virt_backend_of(backend)->device;
-    virt_backend_of(backend)->stream.push([device, to = (char *) tensor->data + offset, data, size] {
+    const bool    good   = device->next_copy();
+    virt_backend_of(backend)->stream.push([device, to = (char *) tensor->data + offset, data, size, good] {
         std::lock_guard<std::mutex> lock(device->upload);
         virt_pace pace(device->config().copy_us(size));
-        memcpy(to, data, size);
+        virt_move(to, data, size, good);
     });
 }
 
 static void virt_backend_get_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
     virt_device * device = virt_backend_of(backend)->device;
-    virt_backend_of(backend)->stream.push([device, from = (const char *) tensor->data + offset, data, size] {
+    const bool    good   = device->next_download();
+    virt_backend_of(backend)->stream.push([device, from = (const char *) tensor->data + offset, data, size, good] {
         std::lock_guard<std::mutex> lock(device->download);
         virt_pace pace(device->config().copy_us(size));
-        memcpy(data, from, size);
+        virt_move(data, from, size, good);
     });
 }
 
@@ -75,14 +81,15 @@ static bool virt_backend_cpy_async(ggml_backend_t backend_src, ggml_backend_t ba
         return false;
     }
 
-    from->stream.push([from = from->device, to = to->device, same, size, dst = dst->data, src = src->data] {
+    const bool good = same || to->device->next_copy();
+    from->stream.push([from = from->device, to = to->device, same, size, dst = dst->data, src = src->data, good] {
         if (same) {
             memcpy(dst, src, size);
             return;
         }
         std::scoped_lock lock(from->download, to->upload);
         virt_pace pace(to->config().copy_us(size));
-        memcpy(dst, src, size);
+        virt_move(dst, src, size, good);
         virt_get_counters().copies++;
     });
     if (from != to) {
@@ -105,11 +112,12 @@ static ggml_status virt_backend_compute(ggml_backend_t backend, ggml_cgraph * gr
     virt_backend * ctx    = virt_backend_of(backend);
     virt_device  * device = ctx->device;
 
+    virt_pace launch(device->config().launch_us);
+
     double stall_us = 0;
-    if (!device->next_graph(stall_us)) {
-        GGML_LOG_ERROR("%s: %s: a fault, as configured\n", __func__, device->name.c_str());
-        virt_get_counters().faults++;
-        return GGML_STATUS_FAILED;
+    const ggml_status status = device->next_graph(stall_us);
+    if (status != GGML_STATUS_SUCCESS) {
+        return status;
     }
 
     auto snapshot = std::make_shared<virt_snapshot>(graph);

@@ -3,6 +3,7 @@
 // The synchronous functions wait for no stream, like the default copies of a device: whoever uses them has synchronized.
 // The scheduler does before it copies, and so does llama.cpp before it reads or writes caches and outputs.
 
+#include "copy.h"
 #include "device.h"
 #include "pace.h"
 
@@ -45,16 +46,18 @@ static void virt_buffer_memset_tensor(ggml_backend_buffer_t /*buffer*/, ggml_ten
 
 static void virt_buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     virt_device * device = virt_buffer_of(buffer)->device;
+    const bool    good   = device->next_copy();
     std::lock_guard<std::mutex> lock(device->upload);
     virt_pace pace(device->config().copy_us(size));
-    memcpy((char *) tensor->data + offset, data, size);
+    virt_move((char *) tensor->data + offset, data, size, good);
 }
 
 static void virt_buffer_get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
     virt_device * device = virt_buffer_of(buffer)->device;
+    const bool    good   = device->next_download();
     std::lock_guard<std::mutex> lock(device->download);
     virt_pace pace(device->config().copy_us(size));
-    memcpy(data, (const char *) tensor->data + offset, size);
+    virt_move(data, (const char *) tensor->data + offset, size, good);
 }
 
 static bool virt_buffer_cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * src, ggml_tensor * dst) {
@@ -63,8 +66,9 @@ static bool virt_buffer_cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tens
     if (!from || (from != to && to->config().peer == VIRT_PEER_REFUSED)) {
         return false; // through the host
     }
+    const bool good = from == to || to->next_copy();
     virt_pace pace(from == to ? 0 : to->config().copy_us(ggml_nbytes(src)));
-    memcpy(dst->data, src->data, ggml_nbytes(src));
+    virt_move(dst->data, src->data, ggml_nbytes(src), good);
     return true;
 }
 

@@ -86,6 +86,17 @@ static void virt_set_events(virt_config & config, const std::string & key, const
     config.events = value == "on";
 }
 
+static void virt_set_fail_as(virt_config & config, const std::string & key, const std::string & value) {
+    static const std::map<std::string, ggml_status> statuses = {
+        { "failed", GGML_STATUS_FAILED }, { "memory", GGML_STATUS_ALLOC_FAILED }, { "aborted", GGML_STATUS_ABORTED },
+    };
+    const auto it = statuses.find(value);
+    if (it == statuses.end()) {
+        throw virt_wrong(key, value, "failed, memory or aborted");
+    }
+    config.fail_as = it->second;
+}
+
 static const std::map<std::string, virt_setter> & virt_keys() {
     static const std::map<std::string, virt_setter> keys = {
         { "peer",          virt_set_peer },
@@ -93,11 +104,16 @@ static const std::map<std::string, virt_setter> & virt_keys() {
         { "split_us",      virt_real(&virt_config::split_us,      0,    1e9) },
         { "us_per_token",  virt_real(&virt_config::us_per_token,  0,    1e9) },
         { "slow",          virt_real(&virt_config::slow,          1e-3, 1e6) },
+        { "launch_us",     virt_real(&virt_config::launch_us,     0,    1e9) },
         { "bandwidth_gbs", virt_real(&virt_config::bandwidth_gbs, 0,    1e6) },
         { "latency_us",    virt_real(&virt_config::latency_us,    0,    1e9) },
         { "memory_gb",     virt_real(&virt_config::memory_gb,     1e-6, 1e6) },
         { "fail_graph",    virt_count(&virt_config::fail_graph) },
+        { "fail_as",       virt_set_fail_as },
+        { "fail_copy",     virt_count(&virt_config::fail_copy) },
+        { "fail_download", virt_count(&virt_config::fail_download) },
         { "fail_buffer",   virt_count(&virt_config::fail_buffer) },
+        { "lost_event",    virt_count(&virt_config::lost_event) },
         { "stall_graph",   virt_count(&virt_config::stall_graph) },
         { "stall_ms",      virt_real(&virt_config::stall_ms,      0,    1e6) },
     };

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include "ggml.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -20,15 +22,21 @@ struct virt_config {
     double split_us      = 0; // time of a graph, however many tokens it has
     double us_per_token  = 0; // and for each of its tokens
     double slow          = 1; // both are multiplied by this
+    double launch_us     = 0; // how long the caller is held when it hands over a graph
     double bandwidth_gbs = 0; // of each direction of the link, 0: as fast as memory
     double latency_us    = 0; // of each copy
     double memory_gb     = 16;
 
     // faults. numbers count from 1 since the configuration was set, 0: never
-    int64_t fail_graph  = 0;
-    int64_t fail_buffer = 0;
-    int64_t stall_graph = 0;
-    double  stall_ms    = 0; // how long that graph takes in addition
+    int64_t fail_graph    = 0;
+    int64_t fail_copy     = 0; // into the memory of the device
+    int64_t fail_download = 0; // out of it
+    int64_t fail_buffer   = 0;
+    int64_t lost_event    = 0;
+    int64_t stall_graph   = 0;
+    double  stall_ms      = 0; // how long that graph takes in addition
+
+    ggml_status fail_as = GGML_STATUS_FAILED; // what the graph that fails returns
 
     double graph_us(int64_t n_tokens) const { return slow*(split_us + us_per_token*n_tokens); }
     double copy_us (size_t  n_bytes)  const { return latency_us + (bandwidth_gbs > 0 ? n_bytes/(1e3*bandwidth_gbs) : 0); }

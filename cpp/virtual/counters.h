@@ -18,6 +18,15 @@ struct virt_counters {
 
 virt_counters & virt_get_counters();
 
+// what a device was asked for since its configuration was set: faults are counted in these numbers
+struct virt_numbers {
+    int64_t graphs    = 0;
+    int64_t copies    = 0; // into its memory, from the host or from another device
+    int64_t downloads = 0; // out of its memory, to the host
+    int64_t buffers   = 0;
+    int64_t events    = 0; // recorded
+};
+
 // counts a thing while it exists
 struct virt_alive {
     explicit virt_alive(std::atomic<int64_t> & counter, int64_t n = 1) : counter(counter), n(n) { counter += n; }

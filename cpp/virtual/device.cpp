@@ -15,9 +15,9 @@ virt_device::virt_device(int index, const virt_config & config, ggml_backend_reg
 
 void virt_device::configure(const virt_config & value) {
     std::lock_guard<std::mutex> lock(mutex);
-    current   = value;
-    n_graphs  = 0;
-    n_buffers = 0;
+    current = value;
+    n       = {};
+    broken  = false;
     dev.iface.event_new = value.events ? virt_event_new : nullptr;
 }
 
@@ -26,19 +26,48 @@ virt_config virt_device::config() const {
     return current;
 }
 
-bool virt_device::next_graph(double & stall_us) {
+bool virt_device::due(const char * what, int64_t number, int64_t fault) const {
+    if (number != fault) {
+        return false;
+    }
+    GGML_LOG_ERROR("virtual devices: %s: fault of %s %lld, as configured\n", name.c_str(), what, (long long) number);
+    virt_get_counters().faults++;
+    return true;
+}
+
+ggml_status virt_device::next_graph(double & stall_us) {
     std::lock_guard<std::mutex> lock(mutex);
-    n_graphs++;
-    stall_us = n_graphs == current.stall_graph ? 1e3*current.stall_ms : 0;
-    return n_graphs != current.fail_graph;
+    n.graphs++;
+    stall_us = n.graphs == current.stall_graph ? 1e3*current.stall_ms : 0;
+    if (broken) {
+        GGML_LOG_ERROR("virtual devices: %s: no graph after a copy that failed\n", name.c_str());
+        return GGML_STATUS_FAILED;
+    }
+    return due("graph", n.graphs, current.fail_graph) ? current.fail_as : GGML_STATUS_SUCCESS;
+}
+
+bool virt_device::next_copy() {
+    std::lock_guard<std::mutex> lock(mutex);
+    const bool fault = due("copy", ++n.copies, current.fail_copy);
+    broken = broken || fault;
+    return !fault;
+}
+
+bool virt_device::next_download() {
+    std::lock_guard<std::mutex> lock(mutex);
+    const bool fault = due("download", ++n.downloads, current.fail_download);
+    broken = broken || fault;
+    return !fault;
+}
+
+bool virt_device::next_event() {
+    std::lock_guard<std::mutex> lock(mutex);
+    return !due("event", ++n.events, current.lost_event);
 }
 
 bool virt_device::next_buffer(size_t size) {
     std::lock_guard<std::mutex> lock(mutex);
-    n_buffers++;
-    if (n_buffers == current.fail_buffer) {
-        GGML_LOG_ERROR("%s: %s: a fault, as configured\n", __func__, name.c_str());
-        virt_get_counters().faults++;
+    if (due("buffer", ++n.buffers, current.fail_buffer)) {
         return false;
     }
     if (size > current.memory() || used > current.memory() - size) {
@@ -57,6 +86,11 @@ void virt_device::free_buffer(size_t size) {
 size_t virt_device::memory_used() const {
     std::lock_guard<std::mutex> lock(mutex);
     return used;
+}
+
+virt_numbers virt_device::numbers() const {
+    std::lock_guard<std::mutex> lock(mutex);
+    return n;
 }
 
 //

@@ -30,18 +30,25 @@ struct virt_device {
     void        configure(const virt_config & value); // counts graphs and buffers from the start again
     virt_config config() const;
 
-    // next_graph and next_buffer are false where a fault is due
-    bool next_graph(double & stall_us);
-    bool next_buffer(size_t size);
-    void free_buffer(size_t size);
-    size_t memory_used() const;
+    // each counts one more, and says whether a fault is due. after a copy that failed no graph is taken until configure()
+    ggml_status next_graph(double & stall_us);
+    bool        next_copy();
+    bool        next_download();
+    bool        next_event();
+    bool        next_buffer(size_t size);
+    void        free_buffer(size_t size);
+
+    size_t       memory_used() const;
+    virt_numbers numbers() const;
 
 private:
     mutable std::mutex mutex;
-    virt_config current;
-    int64_t     n_graphs  = 0;
-    int64_t     n_buffers = 0;
-    size_t      used      = 0;
+    virt_config  current;
+    virt_numbers n;
+    bool         broken = false;
+    size_t       used   = 0;
+
+    bool due(const char * what, int64_t number, int64_t fault) const;
 };
 
 inline virt_device * virt_device_of(ggml_backend_dev_t dev) { return (virt_device *) dev->context; }

@@ -1,9 +1,13 @@
 // an event is the last moment that was recorded in it. who waits keeps the moment of that time: recording it again, on
 // this stream or another, does not change what they wait for, and the event itself may be freed
+//
+// An event that is lost, by configuration, is reached when its stream has come to it and it was released, not before.
 
 #include "event.h"
 
 #include "device.h"
+
+#include <vector>
 
 struct virt_event {
     std::mutex      mutex;
@@ -35,8 +39,55 @@ void virt_event_synchronize(ggml_backend_dev_t /*dev*/, ggml_backend_event_t eve
     }
 }
 
+//
+// lost events
+//
+
+struct virt_lost {
+    virt_moment_ptr moment   = std::make_shared<virt_moment>();
+    bool            passed   = false; // by its stream
+    bool            released = false;
+};
+
+// never destroyed, as the devices
+static std::mutex                              & virt_lost_mutex = *new std::mutex;
+static std::vector<std::shared_ptr<virt_lost>> & virt_lost_all   = *new std::vector<std::shared_ptr<virt_lost>>;
+
+static virt_moment_ptr virt_mark_lost(virt_stream & stream) {
+    auto lost = std::make_shared<virt_lost>();
+    {
+        std::lock_guard<std::mutex> lock(virt_lost_mutex);
+        virt_lost_all.push_back(lost);
+    }
+    stream.push([lost] {
+        std::lock_guard<std::mutex> lock(virt_lost_mutex);
+        lost->passed = true;
+        if (lost->released) {
+            lost->moment->reach();
+        }
+    });
+    return lost->moment;
+}
+
+int64_t virt_event_release() {
+    std::lock_guard<std::mutex> lock(virt_lost_mutex);
+    const auto n = (int64_t) virt_lost_all.size();
+    for (auto & lost : virt_lost_all) {
+        lost->released = true;
+        if (lost->passed) {
+            lost->moment->reach();
+        }
+    }
+    virt_lost_all.clear();
+    return n;
+}
+
+//
+// record and wait
+//
+
 void virt_event_record(ggml_backend_event_t event, virt_stream & stream) {
-    auto moment = stream.mark();
+    auto moment = virt_device_of(event->device)->next_event() ? stream.mark() : virt_mark_lost(stream);
     std::lock_guard<std::mutex> lock(virt_event_of(event)->mutex);
     virt_event_of(event)->moment = std::move(moment);
 }

@@ -3,6 +3,7 @@
 #include "virtual.h"
 
 #include "device.h"
+#include "event.h"
 
 #include "ggml-impl.h"
 
@@ -46,6 +47,8 @@ static void * virt_reg_proc_address(ggml_backend_reg_t /*reg*/, const char * nam
         { "turboprefill_virtual_check",     (void *) turboprefill_virtual_check },
         { "turboprefill_virtual_configure", (void *) turboprefill_virtual_configure },
         { "turboprefill_virtual_counter",   (void *) turboprefill_virtual_counter },
+        { "turboprefill_virtual_number",    (void *) turboprefill_virtual_number },
+        { "turboprefill_virtual_release",   (void *) turboprefill_virtual_release },
     };
     const auto it = functions.find(name);
     return it == functions.end() ? nullptr : it->second;
@@ -90,6 +93,20 @@ int64_t turboprefill_virtual_counter(const char * name) {
     };
     const auto it = known.find(name);
     return it == known.end() ? -1 : it->second->load();
+}
+
+int64_t turboprefill_virtual_number(int32_t device, const char * name) {
+    static const std::map<std::string, int64_t virt_numbers::*> known = {
+        { "graphs",  &virt_numbers::graphs  }, { "copies", &virt_numbers::copies }, { "downloads", &virt_numbers::downloads },
+        { "buffers", &virt_numbers::buffers }, { "events", &virt_numbers::events },
+    };
+    const auto & devices = virt_get_registry().devices;
+    const auto it = known.find(name);
+    return it == known.end() || device < 0 || (size_t) device >= devices.size() ? -1 : devices[device]->numbers().*it->second;
+}
+
+int64_t turboprefill_virtual_release(void) {
+    return virt_event_release();
 }
 
 ggml_backend_reg_t ggml_backend_init(void) {

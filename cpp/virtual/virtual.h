@@ -22,5 +22,9 @@ VIRT_API const char * turboprefill_virtual_configure(const char * spec);
 
 // a counter by name (counters.h), -1: there is none of that name
 VIRT_API int64_t turboprefill_virtual_counter(const char * name);
+// one of virt_numbers of a device by name, -1: there is none of that name, or no such device
+VIRT_API int64_t turboprefill_virtual_number(int32_t device, const char * name);
+// lets the events that were lost happen; how many
+VIRT_API int64_t turboprefill_virtual_release(void);
 
 VIRT_API ggml_backend_reg_t ggml_backend_init(void);

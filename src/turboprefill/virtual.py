@@ -12,10 +12,11 @@ from turboprefill import log
 from turboprefill.errors import InvalidInputError
 from turboprefill.native import core, virtual_backend_path
 
-__all__ = ["COUNTERS", "VARIABLE", "counters", "load", "loaded"]
+__all__ = ["COUNTERS", "NUMBERS", "VARIABLE", "counters", "load", "loaded", "numbers", "release"]
 
 VARIABLE = "TURBOPREFILL_VIRTUAL"
 COUNTERS = ("graphs", "copies", "faults", "events", "buffers", "bytes", "streams", "threads")
+NUMBERS = ("graphs", "copies", "downloads", "buffers", "events")
 
 
 def _library() -> ctypes.CDLL:
@@ -26,6 +27,10 @@ def _library() -> ctypes.CDLL:
         getattr(library, name).restype = ctypes.c_char_p
     library.turboprefill_virtual_counter.argtypes = [ctypes.c_char_p]
     library.turboprefill_virtual_counter.restype = ctypes.c_int64
+    library.turboprefill_virtual_number.argtypes = [ctypes.c_int32, ctypes.c_char_p]
+    library.turboprefill_virtual_number.restype = ctypes.c_int64
+    library.turboprefill_virtual_release.argtypes = []
+    library.turboprefill_virtual_release.restype = ctypes.c_int64
     return library
 
 
@@ -43,8 +48,8 @@ def loaded() -> list[str]:
 def load(spec: str) -> list[str]:
     """Make virtual devices, as in ``load("4,split_us=5000,peer=refused")``, and return their names.
 
-    A process has them once. Another call gives them other properties and counts graphs and buffers from the start
-    again; do that while no context is computing.
+    A process has them once. Another call gives them other properties, repairs them after a copy that failed, and
+    counts what faults are numbered by from the start again; do that while no context is computing.
 
     Raises:
         InvalidInputError: the specification is wrong, or has another number of devices than the process already has.
@@ -64,3 +69,21 @@ def counters() -> dict[str, int]:
     """What was done (graphs, copies between devices, faults) and what is alive (events, buffers, their bytes, ...)."""
     library = _library()
     return {name: library.turboprefill_virtual_counter(name.encode()) for name in COUNTERS}
+
+
+def numbers() -> list[dict[str, int]]:
+    """What each device was asked for since it got its properties: what faults are numbered by.
+
+    ``graphs``; ``copies`` into its memory, from the host or another device; ``downloads`` to the host; ``buffers``;
+    ``events`` that were recorded.
+    """
+    library = _library()
+    return [
+        {name: library.turboprefill_virtual_number(device, name.encode()) for name in NUMBERS}
+        for device in range(len(loaded()))
+    ]
+
+
+def release() -> int:
+    """Let the events happen that were lost so far (``lost_event``), and return how many; from any thread."""
+    return int(_library().turboprefill_virtual_release())
