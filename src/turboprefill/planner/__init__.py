@@ -1,0 +1,34 @@
+"""Chooses how layers and ubatches are cut, says why, and predicts what comes of it. Explained in docs/planner.md."""
+
+from __future__ import annotations
+
+from turboprefill.planner.balance import Seat, balance
+from turboprefill.planner.cost import Cost, Rates
+from turboprefill.planner.errors import DoesNotFitError, PlanError
+from turboprefill.planner.facts import Layer, ModelFacts
+from turboprefill.planner.gguf_facts import read_facts
+from turboprefill.planner.memory import Needs
+from turboprefill.planner.places import Place, from_devices, from_table, from_text
+from turboprefill.planner.plan import Plan, Stage, make_plan
+from turboprefill.planner.ubatch import choose_ubatch
+
+__all__ = [
+    "Cost",
+    "DoesNotFitError",
+    "Layer",
+    "ModelFacts",
+    "Needs",
+    "Place",
+    "Plan",
+    "PlanError",
+    "Rates",
+    "Seat",
+    "Stage",
+    "balance",
+    "choose_ubatch",
+    "from_devices",
+    "from_table",
+    "from_text",
+    "make_plan",
+    "read_facts",
+]

@@ -1,0 +1,25 @@
+"""What can go wrong while planning."""
+
+from __future__ import annotations
+
+from turboprefill.errors import TurboPrefillError
+
+__all__ = ["DoesNotFitError", "PlanError"]
+
+
+class PlanError(TurboPrefillError, ValueError):
+    """A model file, a description of devices or a measurement cannot be planned with."""
+
+
+class DoesNotFitError(PlanError):
+    """No way of giving whole layers to the devices fits into their memory.
+
+    Attributes:
+        missing: bytes that the best way lacks, summed over its devices.
+        lacking: for each device that is too small in that way, its name and the bytes it lacks.
+    """
+
+    def __init__(self, message: str, *, missing: int, lacking: tuple[tuple[str, int], ...] = ()) -> None:
+        super().__init__(message)
+        self.missing = missing
+        self.lacking = lacking

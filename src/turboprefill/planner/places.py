@@ -1,0 +1,174 @@
+"""The devices of a plan: those of this machine, or described by a table, or in short as in ``8x80GB``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from turboprefill.planner.cards import CARDS, REFERENCE, card_of, find_card
+from turboprefill.planner.cost import Rates
+from turboprefill.planner.errors import PlanError
+
+if TYPE_CHECKING:
+    from turboprefill.device import Device
+
+__all__ = ["RELATIVE", "Place", "from_devices", "from_table", "from_text"]
+
+RELATIVE = "not measured: only ratios mean something"
+_HEADROOM = 0.02  # of a device's free memory is left: drivers and kernels take some later
+_UNITS = {"gb": 10**9, "gib": 2**30, "mb": 10**6, "mib": 2**20}
+_PART = re.compile(r"(?:(\d+)\s*x\s*)?([^@*]+?)(?:@([\d.]+))?", re.IGNORECASE)
+_MEMORY = re.compile(r"([\d.]+)\s*(gb|gib|mb|mib)", re.IGNORECASE)
+_KEYS = {"name", "count", "memory_gb", "speed", "card", "tflops", "bandwidth_gbs", "rates"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device that layers can be placed on.
+
+    Attributes:
+        name: as llama.cpp calls it, or as it was given.
+        memory: bytes that may be used; None if that is not known.
+        rates: its speed.
+        source: where the speed comes from, in words.
+    """
+
+    name: str
+    memory: int | None
+    rates: Rates = REFERENCE
+    source: str = RELATIVE
+
+    @property
+    def timed(self) -> bool:
+        """Whether the rates are seconds, rather than ratios to the other devices."""
+        return self.source != RELATIVE
+
+
+def from_devices(devices: Sequence[Device]) -> list[Place]:
+    """Devices of this machine, with the memory that is free now; speeds of cards that we know."""
+    places = []
+    for device in devices:
+        free = int(device.memory_free * (1 - _HEADROOM)) if device.memory_free or device.memory_total else None
+        card = find_card(device.description)
+        source = RELATIVE if card is None else _source(card.name, measured=card.measured)
+        places.append(Place(device.name, free, card.rates if card else REFERENCE, source))
+    return _alike(places)
+
+
+def _alike(places: list[Place]) -> list[Place]:
+    """If one device's speed is unknown, seconds and ratios would be mixed: then all of them count as equally fast."""
+    if all(place.timed for place in places) or not any(place.timed for place in places):
+        return places
+    return [replace(place, rates=REFERENCE, source=RELATIVE) for place in places]
+
+
+def _source(name: str, *, measured: bool, speed: float = 1.0) -> str:
+    text = f"{name}, measured" if measured else f"{name}, estimated from its data sheet"
+    return text if speed == 1 else f"{text}, times {speed:g}"
+
+
+def from_text(text: str) -> list[Place]:
+    """Devices in short: ``8x80GB``, ``4xH200``, ``2xRTX4090,1x12GB@0.5``; a number after @ is a speed, 1 by default.
+
+    Raises:
+        PlanError: it cannot be understood.
+    """
+    places: list[Place] = []
+    for part in text.split(","):
+        match = _PART.fullmatch(part.strip())
+        if not match:
+            raise PlanError(_unknown(part))
+        count, what, speed = int(match[1] or 1), match[2].strip(), _speed(match[3] or 1, part)
+        memory = _MEMORY.fullmatch(what)
+        card = find_card(what)
+        if memory:
+            size = int(float(memory[1]) * _UNITS[memory[2].lower()])
+            place = Place("", size, REFERENCE.slower(1 / speed))
+        elif card:
+            source = _source(card.name, measured=card.measured, speed=speed)
+            place = Place("", card.memory, card.rates.slower(1 / speed), source)
+        else:
+            raise PlanError(_unknown(part))
+        if not 0 < count <= 1024:
+            raise PlanError(f"{part.strip()!r} means {count} devices: expected 1 to 1024")
+        places += [replace(place, name=f"GPU{len(places) + i}") for i in range(count)]
+    return _alike(places)
+
+
+def _speed(value: Any, where: str) -> float:
+    try:
+        speed = float(value)
+    except (TypeError, ValueError):
+        speed = 0.0
+    if not 0 < speed < 1e6:
+        raise PlanError(f"the speed of {where.strip()!r} is {value!r}: expected a number above 0, 1 for a usual device")
+    return speed
+
+
+def _unknown(part: str) -> str:
+    names = ", ".join(card.name for card in CARDS.values())
+    return (
+        f"{part.strip()!r} describes no devices: expected COUNTxMEMORY as in 8x80GB, COUNTxCARD with one of {names}, "
+        "a device's name as `turboprefill doctor` shows it, or a JSON file (docs/planner.md)"
+    )
+
+
+def from_table(data: Any) -> list[Place]:
+    """Devices from a table as JSON has it: a list of objects, or an object with that list as ``devices``.
+
+    Each has ``memory_gb``, and its speed as one of: ``rates`` (of a calibration), ``card``, ``tflops`` with
+    ``bandwidth_gbs``, or ``speed`` relative to the others; ``count`` for several alike; ``name``.
+
+    Raises:
+        PlanError: something is missing, wrong or unknown.
+    """
+    rows = data.get("devices") if isinstance(data, Mapping) else data
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, Mapping) for row in rows):
+        raise PlanError('the table of devices has no rows: expected {"devices": [{"memory_gb": 80}, ...]}')
+    places: list[Place] = []
+    for row in rows:
+        if unknown := set(row) - _KEYS:
+            raise PlanError(f"unknown key {sorted(unknown)[0]!r} of a device: expected {', '.join(sorted(_KEYS))}")
+        for _ in range(int(row.get("count", 1))):
+            name = str(row.get("name", f"GPU{len(places)}"))
+            places.append(_row(row, name))
+    return _alike(places)
+
+
+def _row(row: Mapping[str, Any], name: str) -> Place:
+    speed = _speed(row.get("speed", 1), name)
+    try:
+        memory = None if row.get("memory_gb") is None else int(float(row["memory_gb"]) * 1e9)
+        if "rates" in row:
+            rates = Rates(**{key: float(value) for key, value in row["rates"].items()})
+            return Place(name, memory, rates.slower(1 / speed), "measured")
+        if "card" in row:
+            card = find_card(str(row["card"]))
+            if card is None:
+                raise PlanError(_unknown(str(row["card"])))
+        elif "tflops" in row:
+            card = card_of(float(row["tflops"]), float(row["bandwidth_gbs"]), memory or 0, name)
+        else:
+            return Place(name, memory, REFERENCE.slower(1 / speed))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, PlanError):
+            raise
+        raise PlanError(f"device {name} is {dict(row)}: {error}") from error
+    memory = card.memory if memory is None else memory
+    return Place(name, memory, card.rates.slower(1 / speed), _source(card.name, measured=card.measured, speed=speed))
+
+
+def read_table(path: Path) -> Any:
+    """The JSON of a table of devices.
+
+    Raises:
+        PlanError: it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlanError(f"cannot read the devices from {path}: {error}") from error

@@ -1,0 +1,188 @@
+"""A plan: which device holds which layers, what that takes of its memory, and how fast a prompt is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from turboprefill.planner import memory
+from turboprefill.planner.balance import Seat, balance
+from turboprefill.planner.cost import Cost, layer_cost, pipeline_seconds, prompt_seconds, total
+from turboprefill.planner.errors import PlanError
+from turboprefill.planner.facts import ModelFacts
+from turboprefill.planner.memory import Needs
+from turboprefill.planner.places import Place
+from turboprefill.planner.split import layers_of, places_of, shares_for
+
+__all__ = ["Plan", "Stage", "default_counts", "make_plan", "plan_of"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A device with its part of the model. Sizes are bytes.
+
+    Attributes:
+        device: its name.
+        first, n_layers: its layers.
+        has_output: whether it has the output layer too.
+        weights, kv, state, buffers: what it holds.
+        memory: what it may hold; None if that is not known.
+        seconds: for the whole prompt, in seconds if the plan is timed.
+        cost: t(c, p) of all its layers.
+    """
+
+    device: str
+    first: int
+    n_layers: int
+    has_output: bool
+    weights: int
+    kv: int
+    state: int
+    buffers: int
+    memory: int | None
+    seconds: float
+    cost: Cost
+
+    @property
+    def used(self) -> int:
+        """Bytes in all."""
+        return self.weights + self.kv + self.state + self.buffers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Layers on devices. `tensor_split` is what llama.cpp takes as ``-ts`` for it.
+
+    Attributes:
+        stages: one for each device, in llama.cpp's order; some may hold nothing.
+        tensor_split: whole-number shares.
+        needs: the context that it is for.
+        n_prompt: tokens of the prompt that it is for.
+        timed: whether seconds are seconds; if not, only their ratios mean something.
+        sources: where the speeds come from.
+    """
+
+    stages: tuple[Stage, ...]
+    tensor_split: tuple[int, ...]
+    needs: Needs
+    n_prompt: int
+    timed: bool
+    sources: tuple[str, ...]
+
+    @property
+    def busy(self) -> list[Stage]:
+        """Stages that hold layers."""
+        return [stage for stage in self.stages if stage.n_layers]
+
+    @property
+    def seconds(self) -> float:
+        """Time of the prompt: each ubatch through all stages, the slowest of them without a pause."""
+        times = [prompt_seconds(stage.cost, self.n_prompt, self.needs.n_ubatch) for stage in self.busy]
+        slowest = max(times, key=lambda t: float(t.sum()))
+        fill = sum(float(t[0]) for t in times if t is not slowest)
+        return float(slowest.sum()) + fill
+
+    @property
+    def bound_seconds(self) -> float:
+        """Time of a perfect pipeline of as many stages, with all of the work shared evenly: no split is faster."""
+        cost = total(stage.cost for stage in self.busy)
+        times = prompt_seconds(cost, self.n_prompt, self.needs.n_ubatch)
+        return pipeline_seconds(times, len(self.busy)) / len(self.busy)
+
+    @property
+    def ts_line(self) -> str:
+        """What to give to llama-server."""
+        return "-ts " + ",".join(map(str, self.tensor_split))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        keys = ("device", "first", "n_layers", "has_output", "weights", "kv", "state", "buffers", "memory", "seconds")
+        return {
+            "tensor_split": list(self.tensor_split),
+            "n_prompt": self.n_prompt,
+            **asdict(self.needs),
+            "timed": self.timed,
+            "sources": list(self.sources),
+            "seconds": self.seconds,
+            "bound_seconds": self.bound_seconds,
+            "stages": [{key: getattr(stage, key) for key in keys} for stage in self.stages],
+        }
+
+
+def costs_of(facts: ModelFacts, place: Place) -> list[Cost]:
+    """What each layer costs on a device."""
+    return [layer_cost(layer, place.rates) for layer in facts.layers]
+
+
+def make_plan(facts: ModelFacts, places: Sequence[Place], needs: Needs, n_prompt: int | None = None) -> Plan:
+    """The best plan.
+
+    Args:
+        facts: the model.
+        places: the devices, in llama.cpp's order.
+        needs: the context.
+        n_prompt: tokens of a usual prompt; the whole context by default.
+
+    Raises:
+        DoesNotFitError: no split fits into the devices' memory.
+        PlanError: there are no devices.
+    """
+    n = n_prompt or needs.n_ctx
+    fixed = memory.compute_bytes(facts, needs)
+    seats = [
+        Seat(
+            # the output layer computes one row of a prompt, next to nothing
+            [*(float(prompt_seconds(cost, n, needs.n_ubatch).sum()) for cost in costs_of(facts, place)), 0.0],
+            place.memory,
+            fixed,
+            place.name,
+        )
+        for place in places
+    ]
+    return plan_of(facts, places, needs, balance(memory.place_bytes(facts, needs), seats), n)
+
+
+def plan_of(facts: ModelFacts, places: Sequence[Place], needs: Needs, counts: Sequence[int], n_prompt: int) -> Plan:
+    """The plan with so many places (layers, and the output layer) on each device, whether it is good or not."""
+    if sum(counts) != len(facts.layers) + 1:
+        raise PlanError(f"{list(counts)} are {sum(counts)} places: expected {len(facts.layers) + 1}")
+    stages, first = [], 0
+    fixed = memory.compute_bytes(facts, needs)
+    for place, count in zip(places, counts, strict=True):
+        has_output = count > 0 and first + count == len(facts.layers) + 1
+        n_layers = count - has_output
+        layers = facts.layers[first : first + n_layers]
+        cost = total(layer_cost(layer, place.rates) for layer in layers)
+        logits = memory.output_bytes(facts, needs) - facts.output_bytes
+        stages.append(
+            Stage(
+                device=place.name,
+                first=first,
+                n_layers=n_layers,
+                has_output=has_output,
+                weights=sum(layer.weight_bytes for layer in layers) + has_output * facts.output_bytes,
+                kv=sum(memory.kv_bytes(layer, needs) for layer in layers),
+                state=sum(memory.state_bytes(layer, needs) for layer in layers),
+                buffers=(fixed if count else 0) + has_output * logits,
+                memory=place.memory,
+                seconds=float(prompt_seconds(cost, n_prompt, needs.n_ubatch).sum()) if n_layers else 0.0,
+                cost=cost,
+            )
+        )
+        first += count
+    sources = tuple(dict.fromkeys(place.source for place in places))
+    timed = all(place.timed for place in places)
+    return Plan(tuple(stages), tuple(shares_for(counts)), needs, n_prompt, timed, sources)
+
+
+def default_counts(facts: ModelFacts, places: Sequence[Place]) -> list[int]:
+    """The places that llama.cpp gives to each device without ``-ts``: by free memory."""
+    shares = [1.0 if place.memory is None else float(place.memory) for place in places]
+    got = places_of(shares, len(facts.layers))
+    return [got.count(device) for device in range(len(places))]
+
+
+def default_layers(facts: ModelFacts, places: Sequence[Place]) -> list[int]:
+    """As :func:`default_counts`, layers alone."""
+    return layers_of([1.0 if place.memory is None else float(place.memory) for place in places], len(facts.layers))

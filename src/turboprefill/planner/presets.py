@@ -1,0 +1,31 @@
+"""Facts of the synthetic models' shapes, without writing them: for predictions about models that are not here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from turboprefill.demo import synth, synth_archs, synth_weights
+from turboprefill.planner.facts import ModelFacts
+from turboprefill.planner.gguf_facts import facts_of
+
+__all__ = ["PRESETS", "preset_facts"]
+
+PRESETS = tuple(synth.PRESETS)
+
+
+def preset_facts(preset: str, n_layers: int | None = None) -> ModelFacts:
+    """The facts of ``turboprefill make-model PRESET``.
+
+    Raises:
+        PresetError: there is no such preset.
+    """
+    import gguf
+
+    shape = synth.shape_of(preset, n_layers=n_layers)
+    writer = gguf.GGUFWriter(None, shape.arch)
+    synth_archs.add_metadata(writer, shape)
+    fields: dict[str, Any] = {name: field.value for name, field in writer.kv_data[0].items()}
+    tensors = [
+        (t.name, tuple(reversed(t.shape)), synth_weights.nbytes(t.shape, t.kind)) for t in synth_archs.tensors(shape)
+    ]
+    return facts_of(preset, fields, tensors)

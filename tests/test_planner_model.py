@@ -1,0 +1,150 @@
+"""What is read from a model file, and what a plan says about memory, against llama.cpp itself."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from turboprefill import Model, virtual
+from turboprefill.planner import Needs, Place, PlanError, make_plan, read_facts
+from turboprefill.planner.presets import preset_facts
+
+N = 4  # a process has one number of virtual devices
+pytestmark = pytest.mark.timeout(120)
+
+_ASSIGNED = re.compile(r"layer +(\d+) assigned to device (\w+)")
+_BUFFER = re.compile(r"(\w+) (model|KV|RS|compute) buffer size (?:=|is) +([\d.]+) MiB")
+
+
+@pytest.fixture(scope="module")
+def names() -> list[str]:
+    known = virtual.loaded()
+    if known and len(known) != N:
+        pytest.skip(f"this process has {len(known)} virtual devices already")
+    return virtual.load(str(N))
+
+
+def test_layers_are_read_from_the_file(model_file) -> None:
+    facts = read_facts(model_file("tiny"))
+    assert (facts.arch, len(facts.layers), facts.n_embd, facts.n_ff, facts.n_vocab) == ("llama", 8, 256, 512, 1024)
+    matrices = 256 * 256 * 2 + 256 * 128 * 2 + 3 * 256 * 512
+    assert all(layer.flops == 2 * matrices for layer in facts.layers)
+    assert all(layer.key_flops == 2 * 4 * (64 + 64) for layer in facts.layers)
+    assert all((layer.k_values, layer.v_values, layer.window) == (128, 128, 0) for layer in facts.layers)
+
+
+@pytest.mark.parametrize(
+    ("preset", "kinds"),
+    [
+        ("tiny", {"attention": 8}),
+        ("moe-tiny", {"attention": 8}),
+        ("gptoss-tiny", {"window": 4, "attention": 4}),
+        ("gemma3-tiny", {"window": 6, "attention": 2}),
+        ("mamba-tiny", {"recurrent": 8}),
+        ("jamba-tiny", {"recurrent": 6, "attention": 2}),
+        ("granite-hybrid-tiny", {"recurrent": 6, "attention": 2}),
+    ],
+)
+def test_kinds_of_layers(model_file, preset: str, kinds: dict[str, int]) -> None:
+    facts = read_facts(model_file(preset))
+    assert facts.kinds() == kinds
+    assert preset_facts(preset).layers == facts.layers  # without a file
+
+
+def test_experts_count_as_far_as_they_are_used(model_file) -> None:
+    layer = read_facts(model_file("moe-tiny")).layers[0]
+    assert layer.expert_flops == 2 * 3 * 256 * 64 * 2  # 2 of 8
+    assert 0 < layer.expert_bytes < layer.weight_bytes
+
+
+@pytest.mark.parametrize(
+    ("preset", "options"),
+    [
+        ("tiny", {"n_ctx": 2048, "n_ubatch": 128}),
+        ("tiny", {"n_ctx": 1000, "n_ubatch": 64, "type_k": "q8_0", "type_v": "q8_0"}),
+        ("gemma3-tiny", {"n_ctx": 2048, "n_ubatch": 64, "swa_full": False}),
+        ("gptoss-tiny", {"n_ctx": 512, "n_ubatch": 32}),
+        ("jamba-tiny", {"n_ctx": 512, "n_ubatch": 64, "n_seq_max": 3}),
+        ("mamba-tiny", {"n_ctx": 512, "n_ubatch": 64}),
+    ],
+)
+def test_a_plan_holds_where_llama_cpp_puts_things(
+    names: list[str], model_file, caplog: pytest.LogCaptureFixture, preset: str, options: dict
+) -> None:
+    facts = read_facts(model_file(preset))
+    places = [Place(names[0], None), Place(names[1], None), Place(names[2], None)]
+    places[1] = Place(names[1], None, places[1].rates.slower(2))
+    plan = make_plan(facts, places, Needs(**options))
+    with (
+        caplog.at_level(logging.DEBUG, "turboprefill.llama"),
+        Model(model_file(preset), devices=names[:3], tensor_split=plan.tensor_split) as model,
+    ):
+        model.context(**options, n_threads=1).close()
+    assigned: dict[str, list[int]] = defaultdict(list)
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for line in (record.getMessage() for record in caplog.records):
+        if match := _ASSIGNED.search(line):
+            assigned[match[2]].append(int(match[1]))
+        if match := _BUFFER.search(line):
+            found[match[1], match[2]].append(float(match[3]))
+    for stage in plan.stages:
+        places_here = list(range(stage.first, stage.first + stage.n_layers + stage.has_output))
+        assert assigned[stage.device] == places_here
+        mebibytes = {"model": stage.weights, "KV": stage.kv, "RS": stage.state}
+        for kind, expected in mebibytes.items():
+            assert sum(found[stage.device, kind]) == pytest.approx(expected / 2**20, rel=0.01, abs=0.03), kind
+        # an estimate that is never too low, nor far too high
+        assert max(found[stage.device, "compute"]) <= stage.buffers / 2**20
+        assert stage.buffers / 2**20 <= 2.5 * max(found[stage.device, "compute"]) + 1
+
+
+def test_a_planned_model_computes_the_same_bits_as_any_split(names: list[str], model_file) -> None:
+    """A machine with a slow device and one with little memory: three quarters of the layers go elsewhere."""
+    facts, tokens = read_facts(model_file("tiny")), np.random.default_rng(3).integers(300, 1000, 200).tolist()
+    needs = Needs(n_ctx=256, n_ubatch=32)
+    whole = make_plan(facts, [Place("one", None)], needs).stages[0].used
+    places = [
+        Place(names[0], None),
+        Place(names[1], None, Place("", None).rates.slower(3)),
+        Place(names[2], whole // 3),
+        Place(names[3], None),
+    ]
+    plan = make_plan(facts, places, needs)
+    layers = [stage.n_layers for stage in plan.stages]
+    assert layers[1] < layers[0]
+    assert all(stage.memory is None or stage.used <= stage.memory for stage in plan.stages)
+
+    def outcome(split: list[int] | tuple[int, ...] | None, *, turboprefill: bool) -> tuple[bytes, bytes]:
+        options = {"n_ctx": 256, "n_ubatch": 32, "n_threads": 1, "turboprefill": turboprefill}
+        with Model(model_file("tiny"), devices=names, tensor_split=split) as model, model.context(**options) as context:
+            context.decode_batch(tokens, logits="all")
+            if turboprefill:
+                assert context.stats().n_ubatches_pipelined == 7
+                assert [s.device for s in context.stats().stages if s.device != "CPU"] == [
+                    stage.device for stage in plan.stages if stage.n_layers
+                ]
+            return context.logits().tobytes(), context.state()
+
+    reference = outcome(None, turboprefill=False)
+    assert outcome(plan.tensor_split, turboprefill=False) == reference
+    assert outcome(plan.tensor_split, turboprefill=True) == reference
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    for content in (b"", b"GGUF", b"no model at all"):
+        path.write_bytes(content)
+        with pytest.raises(PlanError, match=r"x\.gguf"):
+            read_facts(path)
+    with pytest.raises(PlanError, match=r"missing\.gguf"):
+        read_facts(tmp_path / "missing.gguf")
+
+
+def test_a_type_that_no_cache_can_have_is_refused() -> None:
+    with pytest.raises(PlanError, match="f17"):
+        make_plan(preset_facts("tiny"), [Place("a", None)], Needs(type_k="f17"))
