@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import virtualdevices
 from turboprefill.demo import synth
 from turboprefill.demo.workers import RpcWorkers
 
@@ -61,6 +62,24 @@ def rpc_workers() -> Iterator[Endpoints]:
             return [worker.endpoints[0] for worker in running[:n]]
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def virtual_names() -> list[str]:
+    """Names of the four virtual devices that this process has; skips if it has another number."""
+    from turboprefill import virtual
+
+    known = virtual.loaded()
+    if known and len(known) != virtualdevices.N:
+        pytest.skip(f"this process has {len(known)} virtual devices already")
+    return virtual.load(str(virtualdevices.N))
+
+
+@pytest.fixture
+def configure(virtual_names: list[str]) -> Iterator[Callable[..., None]]:
+    """`configure("peer=refused", ...)`: give the virtual devices these properties for one test."""
+    yield virtualdevices.configure
+    virtualdevices.configure()
 
 
 @pytest.fixture

@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+import virtualdevices
 from turboprefill import Context, ContextCreationError, InvalidInputError, Model, ModelLoadError, virtual
+from virtualdevices import ALIVE, N, alive, only, tokens
 
-N = 4  # a process has one number of virtual devices
-N_CTX = 256
-OPTIONS = {"n_ctx": N_CTX, "n_ubatch": 16, "n_threads": 1, "n_threads_batch": 1}
+OPTIONS = {**virtualdevices.OPTIONS, "n_ubatch": 16}
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture(scope="module")
-def names() -> list[str]:
-    known = virtual.loaded()
-    if known and len(known) != N:
-        pytest.skip(f"this process has {len(known)} virtual devices already")
-    return virtual.load(str(N))
-
-
-@pytest.fixture
-def spec(names: list[str]) -> Iterator[object]:
-    """`spec("peer=refused")`: give the devices these properties for one test."""
-    yield lambda text: virtual.load(",".join(filter(None, [str(N), text])))
-    virtual.load(str(N))
-
-
-def tokens(n: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(300, 1000, n).tolist()
 
 
 def outcome(context: Context) -> tuple[bytes, bytes]:
@@ -51,9 +30,9 @@ def run(model: Model, **options) -> tuple[bytes, bytes]:
         return outcome(context)
 
 
-def test_devices_are_listed_but_not_used_unasked(names: list[str], model_file) -> None:
-    assert names == [f"VIRT{i}" for i in range(N)]
-    assert virtual.loaded() == names
+def test_devices_are_listed_but_not_used_unasked(virtual_names: list[str], model_file) -> None:
+    assert virtual_names == [f"VIRT{i}" for i in range(N)]
+    assert virtual.loaded() == virtual_names
     before = virtual.counters()["graphs"]
     with Model(model_file()) as model:
         run(model)
@@ -62,18 +41,18 @@ def test_devices_are_listed_but_not_used_unasked(names: list[str], model_file) -
 
 @pytest.mark.parametrize("n_devices", [2, 3, 4])
 @pytest.mark.parametrize("preset", ["tiny", "gptoss-tiny", "jamba-tiny"])
-def test_results_are_those_of_rpc_workers(names, model_file, rpc_workers, preset: str, n_devices: int) -> None:
+def test_results_are_those_of_rpc_workers(virtual_names, model_file, rpc_workers, preset: str, n_devices: int) -> None:
     with Model(model_file(preset), rpc_servers=rpc_workers(n_devices)) as model:
         expected = run(model, turboprefill=False)
-    with Model(model_file(preset), devices=names[:n_devices]) as model:
+    with Model(model_file(preset), devices=virtual_names[:n_devices]) as model:
         assert run(model, turboprefill=False) == expected
         assert run(model, turboprefill=True) == expected
 
 
-def test_results_are_those_of_the_cpu(names, model_file) -> None:
+def test_results_are_those_of_the_cpu(virtual_names, model_file) -> None:
     with Model(model_file(), n_gpu_layers=0) as model:
         expected = run(model, op_offload=False)
-    with Model(model_file(), devices=names) as model:
+    with Model(model_file(), devices=virtual_names) as model:
         assert run(model) == expected
 
 
@@ -85,19 +64,21 @@ def test_results_are_those_of_the_cpu(names, model_file) -> None:
         "peer=refused",
         "events=off",
         "events=off,peer=refused",
-        "split_us=2000,us_per_token=20,slow=1/2/0.5/1",
+        "split_us=2000,us_per_token=20,slow=1/2/0.5/1,launch_us=500",
         "bandwidth_gbs=1,latency_us=100,peer=async",
         "bandwidth_gbs=1,latency_us=100,peer=blocking",
         "stall_graph=2/0/3/0,stall_ms=100",
     ],
 )
 @pytest.mark.parametrize("transport", ["auto", "peer", "staged"])
-def test_properties_change_no_result(spec, names, model_file, monkeypatch, text: str, transport: str) -> None:
-    with Model(model_file(), devices=names) as model:
-        spec("")
+def test_properties_change_no_result(
+    configure, virtual_names, model_file, monkeypatch, text: str, transport: str
+) -> None:
+    with Model(model_file(), devices=virtual_names) as model:
+        configure("")
         expected = run(model, turboprefill=False)
         monkeypatch.setenv("TURBOPREFILL_TRANSPORT", transport)
-        spec(text)
+        configure(text)
         assert run(model, turboprefill=False) == expected
         with model.context(**OPTIONS, turboprefill=True) as context:
             assert outcome(context) == expected
@@ -107,56 +88,54 @@ def test_properties_change_no_result(spec, names, model_file, monkeypatch, text:
 @pytest.mark.parametrize(
     ("text", "transport"), [("peer=async", "peer"), ("peer=refused", "staged"), ("events=off", "staged")]
 )
-def test_transport_is_that_of_the_devices(spec, names, model_file, text: str, transport: str) -> None:
-    spec(text)
-    with Model(model_file(), devices=names) as model, model.context(**OPTIONS, turboprefill=True) as context:
+def test_transport_is_that_of_the_devices(configure, virtual_names, model_file, text: str, transport: str) -> None:
+    configure(text)
+    with Model(model_file(), devices=virtual_names) as model, model.context(**OPTIONS, turboprefill=True) as context:
         before = virtual.counters()["copies"]
         context.decode_batch(tokens(100))
         context.synchronize()
-        stages = [stage for stage in context.stats().stages if stage.device in names]
+        stages = [stage for stage in context.stats().stages if stage.device in virtual_names]
         assert [stage.transport for stage in stages[1:]] == [transport] * (N - 1)
         assert (virtual.counters()["copies"] > before) == (transport == "peer")
 
 
-def test_a_timeline_covers_all_devices(names, model_file) -> None:
-    with Model(model_file(), devices=names) as model, model.context(**OPTIONS, turboprefill=True) as context:
+def test_a_timeline_covers_all_devices(virtual_names, model_file) -> None:
+    with Model(model_file(), devices=virtual_names) as model, model.context(**OPTIONS, turboprefill=True) as context:
         with context.trace() as trace:
             context.decode_batch(tokens(100))
-        assert {span.device for span in trace.spans} >= set(names)
+        assert {span.device for span in trace.spans} >= set(virtual_names)
 
 
-def test_nothing_is_left_after_close(names, model_file) -> None:
-    alive = ("events", "buffers", "bytes", "streams", "threads")
-    before = virtual.counters()
-    with Model(model_file(), devices=names) as model:
+def test_nothing_is_left_after_close(virtual_names, model_file) -> None:
+    before, graphs = alive(), virtual.counters()["graphs"]
+    with Model(model_file(), devices=virtual_names) as model:
         for turbo in (False, True):
             run(model, turboprefill=turbo)
         with model.context(**OPTIONS, turboprefill=True) as context:
             context.decode_batch(tokens(200), logits="none")  # closed with work in flight
-            during = virtual.counters()
-    after = virtual.counters()
-    assert all(during[name] > before[name] for name in alive)
-    assert [after[name] for name in alive] == [before[name] for name in alive] == [0] * len(alive)
-    assert after["graphs"] > before["graphs"]
+            during = alive()
+    assert all(during[name] > 0 for name in ALIVE)
+    assert alive() == before == dict.fromkeys(ALIVE, 0)
+    assert virtual.counters()["graphs"] > graphs
 
 
-def test_memory_is_reported_and_enforced(spec, names, model_file) -> None:
+def test_memory_is_reported_and_enforced(configure, virtual_names, model_file) -> None:
     from turboprefill import devices
 
-    spec("memory_gb=1/2/1/1")
+    configure("memory_gb=1/2/1/1")
     total = {device.name: device.memory_total for device in devices()}
-    assert [total[name] for name in names] == [1 << 30, 2 << 30, 1 << 30, 1 << 30]
-    spec("memory_gb=0.0001")
+    assert [total[name] for name in virtual_names] == [1 << 30, 2 << 30, 1 << 30, 1 << 30]
+    configure("memory_gb=0.0001")
     with pytest.raises(ModelLoadError):
-        Model(model_file(), devices=names)
+        Model(model_file(), devices=virtual_names)
 
 
-def test_a_buffer_that_is_not_given_fails_the_model_or_the_context(spec, names, model_file) -> None:
-    spec("fail_buffer=0/1/0/0")
+def test_a_buffer_that_is_not_given_fails_the_model_or_the_context(configure, virtual_names, model_file) -> None:
+    configure("fail_buffer=0/1/0/0")
     with pytest.raises(ModelLoadError):
-        Model(model_file(), devices=names)
-    with Model(model_file(), devices=names) as model:
-        spec("fail_buffer=0/1/0/0")
+        Model(model_file(), devices=virtual_names)
+    with Model(model_file(), devices=virtual_names) as model:
+        configure("fail_buffer=0/1/0/0")
         with pytest.raises(ContextCreationError):
             model.context(**OPTIONS)
         run(model)
@@ -165,11 +144,11 @@ def test_a_buffer_that_is_not_given_fails_the_model_or_the_context(spec, names, 
 
 @pytest.mark.parametrize("device", range(N))
 @pytest.mark.parametrize("number", range(1, 9))
-def test_a_buffer_that_is_not_given_later(spec, names, model_file, device: int, number: int) -> None:
+def test_a_buffer_that_is_not_given_later(configure, virtual_names, model_file, device: int, number: int) -> None:
     """Caches and graphs, or landing regions of the pipeline: without those the standard path is taken."""
-    with Model(model_file(), devices=names) as model:
+    with Model(model_file(), devices=virtual_names) as model:
         expected = run(model, turboprefill=False)
-        spec("events=off,fail_buffer=" + "/".join(str(number if i == device else 0) for i in range(N)))
+        configure(f"events=off,fail_buffer={only(device, number)}")
         before = virtual.counters()["faults"]
         try:
             context = model.context(**OPTIONS, turboprefill=True)
@@ -202,25 +181,26 @@ def test_a_buffer_that_is_not_given_later(spec, names, model_file, device: int, 
         ("4,split_us=", ["split_us", "''"]),
         ("4,slow=1/2", ["slow", "each of the 4 devices"]),
         ("4,fail_graph=1.5", ["fail_graph", "whole"]),
+        ("4,fail_as=broken", ["fail_as", "'broken'", "failed, memory or aborted"]),
         ("5", ["has 4", "5"]),
         ("@/nowhere/x.json", ["cannot read", "/nowhere/x.json"]),
     ],
 )
-def test_a_wrong_specification_says_what_is_wrong(names, text: str, parts: list[str]) -> None:
+def test_a_wrong_specification_says_what_is_wrong(virtual_names, text: str, parts: list[str]) -> None:
     with pytest.raises(InvalidInputError) as error:
         virtual.load(text)
     assert all(part in str(error.value) for part in parts), str(error.value)
     assert len(virtual.loaded()) == N
 
 
-def test_a_file_describes_each_device(spec, names, tmp_path: Path) -> None:
+def test_a_file_describes_each_device(configure, virtual_names, tmp_path: Path) -> None:
     from turboprefill import devices
 
     path = tmp_path / "devices.json"
     entries = [{}, {"memory_gb": 3}, {}, {"slow": 0.5}]
     path.write_text(json.dumps({"devices": entries, "memory_gb": 2, "peer": "refused", "slow": [1, 2, 1, 1]}))
     virtual.load(f"@{path}")
-    assert [d.memory_total >> 30 for d in devices() if d.name in names] == [2, 3, 2, 2]
+    assert [d.memory_total >> 30 for d in devices() if d.name in virtual_names] == [2, 3, 2, 2]
 
     for content in ("[]", "{}", "no json", '{"devices": 4, "speed": 1}', '{"devices": [1, 2, 3, 4]}'):
         path.write_text(content)
