@@ -2,7 +2,7 @@
 //
 //   driver run BACKEND_DIR MODEL SPLIT_MODE TENSOR_SPLIT RPC_SERVERS JOB...
 //       SPLIT_MODE layer|none, TENSOR_SPLIT 4,4,5 or -, RPC_SERVERS host:port,host:port or -
-//       JOB n=16384,ub=512,nb=16384,r=2 and optionally w=WARM_UP_TOKENS,state=1,steps=1,gen=128,t=THREADS
+//       JOB n=16384,ub=512,nb=16384,r=2 and optionally w=WARM_UP_TOKENS,state=1,steps=1,gen=128,trace=1,t=THREADS
 //   driver serve BACKEND_DIR HOST:PORT      an RPC server with one thread, to try things out without GPUs
 //
 // TurboPrefill is switched on by its environment variable, as users do it. Times are nanoseconds, memory is bytes.
@@ -213,6 +213,29 @@ static void print_turboprefill(llama_context * ctx) {
 #endif
 }
 
+// what each device did when, in one more prompt: [stage, ubatch, start, end] in microseconds from the first start
+static void print_timeline(llama_context * ctx, std::vector<llama_token> & tokens, int n_batch) {
+#ifdef HAVE_TURBOPREFILL
+    clear(ctx);
+    llama_turboprefill_trace_start(ctx);
+    decode(ctx, tokens, 0, tokens.size(), n_batch);
+    std::vector<llama_turboprefill_span> spans(llama_turboprefill_trace_stop(ctx));
+    spans.resize(llama_turboprefill_trace_read(ctx, spans.data(), spans.size()));
+    int64_t first = spans.empty() ? 0 : spans[0].t_start_us;
+    for (const auto & span : spans) {
+        first = std::min(first, span.t_start_us);
+    }
+    printf(",\"spans\":[");
+    for (size_t i = 0; i < spans.size(); i++) {
+        printf("%s[%d,%d,%lld,%lld]", i ? "," : "", spans[i].stage, spans[i].ubatch, (long long) (spans[i].t_start_us - first),
+            (long long) (spans[i].t_end_us - first));
+    }
+    printf("]");
+#else
+    (void) ctx, (void) tokens, (void) n_batch;
+#endif
+}
+
 static void run_job(llama_model * model, const std::vector<ggml_backend_dev_t> & devices, const std::string & text) {
     std::map<std::string, int> job;
     for (const auto & pair : split(text, ',')) {
@@ -283,6 +306,9 @@ static void run_job(llama_model * model, const std::vector<ggml_backend_dev_t> &
             llama_synchronize(ctx);
             steps.push_back(now_ns() - start);
         }
+    }
+    if (job["trace"]) {
+        print_timeline(ctx, tokens, n_batch);
     }
     printf(",\"gen_ns\":%s,\"gen_tokens\":%s,\"steps_ns\":%s}\n", list(generated).c_str(),
         list(std::vector<std::string>(texts.begin(), texts.end())).c_str(), list(steps).c_str());

@@ -14,11 +14,15 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <unordered_map>
+#include <unordered_set>
 
 // landing regions of a device, and host regions of a boundary, when the scheduler has no copies of its own.
 // two would do: one is read while the other is written. the third absorbs jitter on the host side, where it is cheap
 #define TURBOPREFILL_N_LANDINGS 2
 #define TURBOPREFILL_N_STAGINGS 3
+// regions of a device that its boundaries leave from, while the next ubatch is computed
+#define TURBOPREFILL_N_OUTBOXES 2
 
 // a tensor that a split reads and that something else wrote
 struct turboprefill_input {
@@ -26,6 +30,7 @@ struct turboprefill_input {
     ggml_tensor * dst;     // its copy on the split's device
     int           source;  // stage that computes src; -1: a user input in the slot's host memory
     size_t        offset;  // in the staging region, if it goes through one
+    ggml_tensor   outbox;  // src in the outbox of its stage, if that has one
 };
 
 // a result that the caller asked for
@@ -73,9 +78,16 @@ struct turboprefill_stage {
     ggml_backend_t   upload;       // stream for the inputs; the backend itself if it can't have a second stream with events
     ggml_backend_ptr upload_owned;
 
+    // stream on which boundaries leave, from an outbox: nullptr if they leave from where they were computed
+    ggml_backend_ptr download;
+    std::vector<ggml_backend_buffer_ptr> outbox; // [TURBOPREFILL_N_OUTBOXES]
+    int outbox_slot[TURBOPREFILL_N_OUTBOXES];    // whose boundary_done says that the region is free, -1: it is. worker only
+
     // ubatch u uses [u % n_slots]
     std::vector<ggml_backend_event_ptr> inputs_done; // [n_slots] inputs are on the device
-    std::vector<ggml_backend_event_ptr> split_done;  // [n_slots] split computed, boundary and results handed over
+    std::vector<ggml_backend_event_ptr> split_done;  // [n_slots] split computed, results handed over; boundary too without outbox
+    std::vector<ggml_backend_event_ptr> outbox_full;   // [n_slots] boundary is in the outbox
+    std::vector<ggml_backend_event_ptr> boundary_done; // [n_slots] boundary handed over
 
     std::vector<ggml_backend_buffer_ptr> landing; // [TURBOPREFILL_N_LANDINGS] or none: the scheduler's own copies are used
     std::vector<ggml_backend_buffer_ptr> staging; // [TURBOPREFILL_N_STAGINGS] host memory for the boundary that arrives here
@@ -92,6 +104,7 @@ struct turboprefill_stage {
     int      position   = -1; // of its split in the graph, -1: none so far
 
     bool has_events() const { return !split_done.empty(); }
+    bool has_outbox() const { return download != nullptr; }
 };
 
 struct turboprefill_engine {
@@ -128,6 +141,7 @@ bool turboprefill_make_link(turboprefill_engine * engine, int from, int to); // 
 bool turboprefill_reserve_host   (turboprefill_engine * engine, ggml_backend_buffer_ptr & buf, size_t size);
 bool turboprefill_reserve_landing(turboprefill_engine * engine, turboprefill_stage & stage, size_t size);
 bool turboprefill_reserve_staging(turboprefill_engine * engine, turboprefill_stage & stage, size_t size);
+bool turboprefill_reserve_outbox (turboprefill_engine * engine, turboprefill_stage & stage, size_t size);
 
 // ggml-turboprefill-trace.cpp
 // begin right before a split is handed to its backend, end right after. trace may be nullptr
@@ -146,5 +160,7 @@ void turboprefill_sched_compute(ggml_backend_sched_t sched); // a graph is about
 void   turboprefill_sched_release(turboprefill_engine * engine, turboprefill_slot * slot, bool take_ctx);
 // bytes of all inputs of a stage's split in the last graph that was split
 size_t turboprefill_sched_input_bytes(ggml_backend_sched_t sched, int stage);
+// bytes that leave a stage in the last graph that was split, for other stages
+size_t turboprefill_sched_boundary_bytes(ggml_backend_sched_t sched, int stage);
 // bytes of the user inputs of a graph
 size_t turboprefill_sched_user_bytes(const turboprefill_engine * engine, const ggml_cgraph * graph);

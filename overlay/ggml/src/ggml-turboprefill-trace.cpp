@@ -23,9 +23,11 @@ struct turboprefill_trace_mark {
     ggml_backend_event_ptr begin;
     ggml_backend_event_ptr end;
     turboprefill_span span;
+    bool ended     = false; // guarded by the trace's mutex, as the next one
+    bool abandoned = false; // the split failed
 };
 
-using turboprefill_trace_mark_ptr = std::unique_ptr<turboprefill_trace_mark>;
+using turboprefill_trace_mark_ptr = std::shared_ptr<turboprefill_trace_mark>;
 
 struct turboprefill_trace_lane {
     std::thread thread;
@@ -77,11 +79,24 @@ static void turboprefill_trace_watch(turboprefill_trace * trace, turboprefill_tr
         lane->busy = true;
         lock.unlock();
 
+        // the split is still being launched, which takes long enough to be seen
         int64_t t_begin = mark->t_begin;
-        int64_t t_end   = mark->t_end;
         if (mark->begin) {
             ggml_backend_event_synchronize(mark->begin.get());
             t_begin = ggml_time_us();
+        }
+
+        lock.lock();
+        trace->changed.wait(lock, [&] { return trace->stop || mark->ended || mark->abandoned; });
+        if (!mark->ended) {
+            lane->busy = false;
+            trace->changed.notify_all();
+            continue;
+        }
+        lock.unlock();
+
+        int64_t t_end = mark->t_end;
+        if (mark->begin) {
             if (lane->probe != nullptr) {
                 // requests of one connection are executed in order, so any answer will do
                 std::this_thread::sleep_for(std::chrono::microseconds(TURBOPREFILL_TRACE_DELAY_US));
@@ -121,16 +136,28 @@ static turboprefill_trace_lane & turboprefill_trace_get_lane(turboprefill_trace 
     return *lane;
 }
 
+// a split that was begun will not end any more
+static void turboprefill_trace_abandon(turboprefill_trace_lane & lane) {
+    if (lane.open) {
+        lane.open->abandoned = true;
+        lane.open.reset();
+    }
+}
+
 void turboprefill_trace_begin(turboprefill_trace * trace, ggml_backend_t backend) {
     if (trace == nullptr) {
         return;
     }
-    auto mark = std::make_unique<turboprefill_trace_mark>();
+    auto mark = std::make_shared<turboprefill_trace_mark>();
     mark->t_begin = ggml_time_us();
     mark->begin   = turboprefill_trace_record(backend);
 
     std::lock_guard<std::mutex> lock(trace->mutex);
-    turboprefill_trace_get_lane(trace, backend).open = std::move(mark);
+    auto & lane = turboprefill_trace_get_lane(trace, backend);
+    turboprefill_trace_abandon(lane);
+    lane.open = mark;
+    lane.queue.push_back(std::move(mark));
+    trace->changed.notify_all();
 }
 
 void turboprefill_trace_end(turboprefill_trace * trace, ggml_backend_t backend, int stage, int ubatch, bool pipelined) {
@@ -160,7 +187,7 @@ void turboprefill_trace_end(turboprefill_trace * trace, ggml_backend_t backend, 
     }
 
     std::lock_guard<std::mutex> lock(trace->mutex);
-    turboprefill_trace_get_lane(trace, backend).queue.push_back(std::move(mark));
+    mark->ended = true;
     trace->changed.notify_all();
 }
 
@@ -194,6 +221,11 @@ void turboprefill_trace_free(turboprefill_trace * trace) {
 
 std::vector<turboprefill_span> turboprefill_trace_spans(turboprefill_trace * trace) {
     std::unique_lock<std::mutex> lock(trace->mutex);
+    for (auto & [backend, lane] : trace->lanes) {
+        GGML_UNUSED(backend);
+        turboprefill_trace_abandon(*lane);
+    }
+    trace->changed.notify_all();
     trace->changed.wait(lock, [&] {
         return std::all_of(trace->lanes.begin(), trace->lanes.end(), [](const auto & it) {
             return it.second->queue.empty() && !it.second->busy;

@@ -10,7 +10,8 @@
 // What keeps it correct:
 // - A device computes ubatches in order on one stream. Compute buffers and KV cache are shared by all ubatches,
 //   as they are between consecutive graphs upstream.
-// - A boundary is read on the stream that computed it, before the next ubatch is computed there.
+// - A boundary is read on the stream that computed it, before the next ubatch is computed there. Where the device can,
+//   that is a copy into the outbox u % N_OUTBOXES, which another stream empties; the one that fills it waits for that.
 // - Ubatch u lands in region u % n_copies of the next device. It is free once that device has computed u - n_copies.
 // - Staged boundaries pass through host region u % N_STAGINGS. It is free once u - N_STAGINGS was uploaded from it.
 // - A slot, with everything that ubatch u reads from host memory, is free once all stages have computed u.
@@ -63,30 +64,31 @@ bool turboprefill_reserve_host(turboprefill_engine * engine, ggml_backend_buffer
     return turboprefill_reserve(buf, engine->host_buft, size + size/2, engine->mem_host);
 }
 
-bool turboprefill_reserve_landing(turboprefill_engine * engine, turboprefill_stage & stage, size_t size) {
-    stage.landing.resize(TURBOPREFILL_N_LANDINGS);
-    for (auto & buf : stage.landing) {
+// regions that ubatches take in turns: nothing may be in flight when they move
+static bool turboprefill_reserve_regions(turboprefill_engine * engine, std::vector<ggml_backend_buffer_ptr> & regions, int n,
+        ggml_backend_buffer_type_t buft, size_t size, uint64_t & total) {
+    regions.resize(n);
+    for (auto & buf : regions) {
         if (!buf || ggml_backend_buffer_get_size(buf.get()) < size) {
             turboprefill_drain(engine);
         }
-        if (!turboprefill_reserve(buf, stage.buft, size, engine->mem_device)) {
+        if (!turboprefill_reserve(buf, buft, size, total)) {
             return false;
         }
     }
     return true;
 }
 
+bool turboprefill_reserve_landing(turboprefill_engine * engine, turboprefill_stage & stage, size_t size) {
+    return turboprefill_reserve_regions(engine, stage.landing, TURBOPREFILL_N_LANDINGS, stage.buft, size, engine->mem_device);
+}
+
 bool turboprefill_reserve_staging(turboprefill_engine * engine, turboprefill_stage & stage, size_t size) {
-    stage.staging.resize(TURBOPREFILL_N_STAGINGS);
-    for (auto & buf : stage.staging) {
-        if (!buf || ggml_backend_buffer_get_size(buf.get()) < size) {
-            turboprefill_drain(engine);
-        }
-        if (!turboprefill_reserve(buf, engine->host_buft, size, engine->mem_host)) {
-            return false;
-        }
-    }
-    return true;
+    return turboprefill_reserve_regions(engine, stage.staging, TURBOPREFILL_N_STAGINGS, engine->host_buft, size, engine->mem_host);
+}
+
+bool turboprefill_reserve_outbox(turboprefill_engine * engine, turboprefill_stage & stage, size_t size) {
+    return turboprefill_reserve_regions(engine, stage.outbox, TURBOPREFILL_N_OUTBOXES, stage.buft, size, engine->mem_device);
 }
 
 //
@@ -187,10 +189,42 @@ static void turboprefill_fail(turboprefill_engine * engine, const turboprefill_s
     }
 }
 
+// the boundary moves aside, so that the next ubatch can be computed while it leaves
+static void turboprefill_fill_outbox(turboprefill_engine * engine, turboprefill_slot * slot, int s) {
+    turboprefill_stage & stage = *engine->stages[s];
+    int & used = stage.outbox_slot[slot->ubatch % TURBOPREFILL_N_OUTBOXES];
+
+    if (used >= 0) {
+        ggml_backend_event_wait(stage.backend, stage.boundary_done[used].get());
+    }
+    used = slot->index;
+
+    for (auto & split : slot->splits) {
+        for (auto & input : split.inputs) {
+            if (input.source != s || ggml_nbytes(input.src) == 0) {
+                continue;
+            }
+            if (!stage.backend->iface.cpy_tensor_async(stage.backend, stage.backend, input.src, &input.outbox)) {
+                // it could when the engine was made: slow, still right
+                ggml_backend_synchronize(stage.backend);
+                ggml_backend_tensor_copy(input.src, &input.outbox);
+            }
+        }
+    }
+    ggml_backend_event_record(stage.outbox_full[slot->index].get(), stage.backend);
+    ggml_backend_event_wait(stage.download.get(), stage.outbox_full[slot->index].get());
+}
+
 // hand the tensors that other stages need over to them
 static void turboprefill_push(turboprefill_engine * engine, turboprefill_slot * slot, int s) {
     turboprefill_stage & stage = *engine->stages[s];
     const int64_t u = slot->ubatch;
+
+    ggml_backend_t from = stage.backend;
+    if (stage.has_outbox()) {
+        from = stage.download.get();
+        turboprefill_fill_outbox(engine, slot, s);
+    }
 
     for (auto & split : slot->splits) {
         turboprefill_stage & target = *engine->stages[split.stage];
@@ -203,6 +237,8 @@ static void turboprefill_push(turboprefill_engine * engine, turboprefill_slot * 
             if (input.source != s || ggml_nbytes(input.src) == 0) {
                 continue; // a ubatch without outputs has tensors without rows
             }
+            ggml_tensor * src = stage.has_outbox() ? &input.outbox : input.src;
+
             turboprefill_link & link = stage.links.at(split.stage);
             peer = link.peer;
             if (peer) {
@@ -211,10 +247,10 @@ static void turboprefill_push(turboprefill_engine * engine, turboprefill_slot * 
                     turboprefill_wait_issued(engine, target, u - engine->n_copies);
                     ggml_backend_event_synchronize(target.split_done[(u - engine->n_copies) % engine->params.n_slots].get());
                 }
-                if (!link.receiver->iface.cpy_tensor_async(stage.backend, link.receiver.get(), input.src, input.dst)) {
+                if (!link.receiver->iface.cpy_tensor_async(from, link.receiver.get(), src, input.dst)) {
                     // the probe said otherwise: slow, still right
-                    ggml_backend_synchronize(stage.backend);
-                    ggml_backend_tensor_copy(input.src, input.dst);
+                    ggml_backend_synchronize(from);
+                    ggml_backend_tensor_copy(src, input.dst);
                 }
             } else {
                 if (!waited && u >= TURBOPREFILL_N_STAGINGS) {
@@ -225,10 +261,10 @@ static void turboprefill_push(turboprefill_engine * engine, turboprefill_slot * 
                     }
                 }
                 char * host = (char *) ggml_backend_buffer_get_base(target.staging[u % TURBOPREFILL_N_STAGINGS].get());
-                ggml_backend_tensor_get_async(stage.backend, input.src, host + input.offset, 0, ggml_nbytes(input.src));
+                ggml_backend_tensor_get_async(from, src, host + input.offset, 0, ggml_nbytes(src));
             }
             waited   = true;
-            n_bytes += ggml_nbytes(input.src);
+            n_bytes += ggml_nbytes(src);
         }
 
         if (n_bytes > 0) {
@@ -237,6 +273,10 @@ static void turboprefill_push(turboprefill_engine * engine, turboprefill_slot * 
             target.arrival         = peer ? 2 : 1;
             engine->n_bytes_moved += n_bytes;
         }
+    }
+
+    if (stage.has_outbox()) {
+        ggml_backend_event_record(stage.boundary_done[slot->index].get(), from);
     }
 }
 
@@ -265,7 +305,7 @@ static void turboprefill_replay(turboprefill_engine * engine, turboprefill_slot 
             return;
         }
         if (source.has_events()) {
-            ggml_backend_event_synchronize(source.split_done[slot->index].get());
+            ggml_backend_event_synchronize((source.has_outbox() ? source.boundary_done : source.split_done)[slot->index].get());
         }
         if (!source.links.at(split.stage).peer && ggml_nbytes(input.src) > 0) {
             const char * host = (const char *) ggml_backend_buffer_get_base(stage.staging[u % TURBOPREFILL_N_STAGINGS].get());
@@ -380,6 +420,41 @@ static void turboprefill_stage_init(turboprefill_stage & stage, ggml_backend_sch
     }
 }
 
+// true if the device copies within its own memory without being waited for. RPC can't
+static bool turboprefill_probe_local(const turboprefill_stage & stage) {
+    ggml_init_params params = { 2*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true };
+    ggml_context_ptr ctx { ggml_init(params) };
+    ggml_tensor * src = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, 1024);
+    ggml_tensor * dst = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, 1024);
+
+    ggml_backend_buffer_ptr buf { ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), stage.buft) };
+    if (!buf || !stage.backend->iface.cpy_tensor_async(stage.backend, stage.backend, src, dst)) {
+        return false;
+    }
+    ggml_backend_synchronize(stage.backend);
+    return true;
+}
+
+// without an outbox, a copy to another device stands in the way of computing the next ubatch
+static void turboprefill_outbox_init(turboprefill_engine * engine, turboprefill_stage & stage, size_t size) {
+    if (size == 0 || !stage.has_events() || stage.backend->iface.cpy_tensor_async == nullptr || !turboprefill_probe_local(stage)) {
+        return;
+    }
+    std::fill(std::begin(stage.outbox_slot), std::end(stage.outbox_slot), -1);
+
+    for (int i = 0; i < engine->params.n_slots; i++) {
+        stage.outbox_full.emplace_back(ggml_backend_event_new(stage.backend->device));
+        stage.boundary_done.emplace_back(ggml_backend_event_new(stage.backend->device));
+        if (!stage.outbox_full.back() || !stage.boundary_done.back()) {
+            return;
+        }
+    }
+    ggml_backend_ptr download { ggml_backend_dev_init(stage.backend->device, nullptr) };
+    if (download && turboprefill_reserve_outbox(engine, stage, size)) {
+        stage.download = std::move(download);
+    }
+}
+
 static void turboprefill_stop_workers(turboprefill_engine * engine) {
     {
         std::lock_guard<std::mutex> lock(engine->mutex);
@@ -430,6 +505,7 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
         if (ggml_backend_sched_get_n_copies(sched) == 1 && n_bytes > 0 && !turboprefill_reserve_landing(engine.get(), stage, n_bytes)) {
             return nullptr;
         }
+        turboprefill_outbox_init(engine.get(), stage, turboprefill_sched_boundary_bytes(sched, i));
     }
     for (auto & slot : engine->slots) {
         // the fewest slots may be too much at once: then they grow with the prompt, and drivers wait for all devices when they pin memory
@@ -562,6 +638,9 @@ void turboprefill_drain(turboprefill_engine * engine) {
         ggml_backend_synchronize(stage->backend);
         if (stage->upload != stage->backend) {
             ggml_backend_synchronize(stage->upload);
+        }
+        if (stage->has_outbox()) {
+            ggml_backend_synchronize(stage->download.get());
         }
     }
     engine->n_drained = engine->n_submitted;
