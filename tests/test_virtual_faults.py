@@ -240,13 +240,18 @@ def test_a_download_that_fails_shows_in_its_bytes_and_with_the_next_graph(bench,
         assert one.context.state() == one.want[1]
 
 
-@pytest.mark.xfail(reason="the engine leaves the logits of an earlier prompt where those of a failed one are expected")
+@pytest.mark.xfail(
+    strict=False,  # a slow machine may notice the failure while the call is still there
+    reason="the engine leaves the logits of an earlier prompt where those of a failed one are expected",
+)
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 def test_results_of_a_failed_prompt_are_not_handed_out(bench, device) -> None:
-    with bench("tiny", "slow") as one:
-        configure("split_us=20000", f"fail_graph={only(device, LAST)}")
+    """The call has returned before the device fails: there is nothing to read, then."""
+    prompt = PROMPT[: 5 * N_UBATCH]
+    with bench("tiny", "peer") as one:
+        configure("split_us=50000", f"fail_graph={only(device, 5)}")
         with contextlib.suppress(DecodeError):
-            one.context.decode_batch(PROMPT)
+            one.context.decode_batch(prompt)
             assert np.isnan(one.context.logits()).all()
 
 

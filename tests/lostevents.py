@@ -1,0 +1,99 @@
+"""Run as a program by test_virtual_lost.py: contexts that wait for an event that never comes.
+
+It prints a line of JSON for each case. A case that hangs is ended by who runs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from turboprefill import ClosedError, Model, virtual
+from virtualdevices import ALIVE, OPTIONS, N, alive, configure, only, result, tokens
+
+N_UBATCH = 8
+UBATCH = 6  # the event that is lost belongs to it; counted from 0
+PROMPT = tokens(25 * N_UBATCH)
+QUIET_S = 0.3  # so long nothing was given to a device
+
+
+def graphs() -> list[int]:
+    return [numbers["graphs"] for numbers in virtual.numbers()]
+
+
+def until_quiet() -> None:
+    seen, since = graphs(), time.monotonic()
+    while time.monotonic() - since < QUIET_S or virtual.counters()["faults"] == 0:
+        time.sleep(QUIET_S / 10)
+        if graphs() != seen:
+            seen, since = graphs(), time.monotonic()
+
+
+def start(function: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    return thread
+
+
+def run(model: Model, want: tuple[bytes, bytes], device: int, event: int, *, turboprefill: bool, close: bool) -> dict:
+    """Lose an event, look at what stands still, let it go, look at the results."""
+    asked: list[int] = []
+    with model.context(**OPTIONS, n_ubatch=N_UBATCH, turboprefill=turboprefill) as context:
+        context.set_abort_callback(lambda: bool(asked.append(0)), interval_s=0)
+        configure(f"lost_event={only(device, event)}")
+
+        got: list[tuple[bytes, bytes]] = []
+
+        def compute() -> None:
+            with contextlib.suppress(ClosedError):
+                context.decode_batch(PROMPT)
+                got.append(result(context))
+
+        decode = start(compute)
+        until_quiet()
+        report = {"stuck": decode.is_alive(), "graphs": graphs(), "slots": 0}
+        n_asked = len(asked)
+
+        # the others are not concerned
+        with model.context(**OPTIONS, n_ubatch=N_UBATCH, turboprefill=turboprefill) as sibling:
+            sibling.decode_batch(PROMPT)
+            report["sibling_is_right"] = result(sibling) == want
+
+        closing = start(context.close) if close else None
+        until_quiet()
+        report["stays_stuck"] = decode.is_alive() and (closing is None or closing.is_alive())
+        report["asked_while_stuck"] = len(asked) - n_asked
+
+        report["released"] = virtual.release()
+        decode.join()
+        if closing is not None:
+            closing.join()
+            return report
+        report["right"] = got == [want]
+        report["slots"] = context.stats().n_slots
+        context.memory.clear()
+        configure()
+        context.decode_batch(PROMPT)
+        report["works_afterwards"] = result(context) == want
+    return report
+
+
+def main(path: str, device: int, turboprefill: bool) -> None:
+    with Model(path, devices=virtual.load(str(N))) as model:
+        with model.context(**OPTIONS, n_ubatch=N_UBATCH, turboprefill=False) as context:
+            context.decode_batch(PROMPT)
+            want = result(context)
+        # of each ubatch, a stage records that its inputs have arrived, and that its split is done
+        cases = ((2 * UBATCH + 2, False), (2 * UBATCH + 1, True)) if turboprefill else ((UBATCH + 1, False),)
+        for event, close in cases:
+            report = run(model, want, device, event, turboprefill=turboprefill, close=close)
+            print(json.dumps({"close": close, **report}), flush=True)  # noqa: T201 - a program
+    assert alive() == dict.fromkeys(ALIVE, 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1")
