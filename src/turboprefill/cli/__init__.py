@@ -32,6 +32,8 @@ COMMANDS = (
     "diff",
     "build",
     "doctor",
+    "plan",
+    "simulate",
     "demo",
     "make_model",
     "prepare_tree",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from turboprefill.planner.facts import Layer
 
-__all__ = ["Cost", "Rates", "layer_cost", "pipeline_seconds", "prompt_seconds", "total", "ubatches"]
+__all__ = ["Cost", "Rates", "flow_seconds", "layer_cost", "pipeline_seconds", "prompt_seconds", "total", "ubatches"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,21 @@ def ubatches(n_tokens: int, n_ubatch: int) -> tuple[NDArray[np.float64], NDArray
 def prompt_seconds(cost: Cost, n_tokens: int, n_ubatch: int) -> NDArray[np.float64]:
     """Time of each ubatch of a prompt."""
     return cost.many(*ubatches(n_tokens, n_ubatch))
+
+
+def flow_seconds(times: Sequence[NDArray[np.float64]]) -> float:
+    """Time until the last ubatch leaves the last stage, if nothing but devices takes time.
+
+    Args:
+        times: for each stage, the time of each ubatch. A stage starts a ubatch when it has done the one before, and
+            the stage before it has done this one.
+    """
+    arrived = np.zeros(len(times[0]) if times else 0)
+    for own in times:
+        done = np.cumsum(own)
+        # the latest of: an earlier ubatch arrives, and all from it on are computed without a pause
+        arrived = done + np.maximum.accumulate(arrived - (done - own))
+    return float(arrived[-1]) if len(arrived) else 0.0
 
 
 def pipeline_seconds(times: Sequence[float] | NDArray[np.float64], n_stages: int) -> float:

@@ -8,14 +8,15 @@ from typing import Any
 
 from turboprefill.planner import memory
 from turboprefill.planner.balance import Seat, balance
-from turboprefill.planner.cost import Cost, layer_cost, pipeline_seconds, prompt_seconds, total
+from turboprefill.planner.cost import Cost, flow_seconds, layer_cost, pipeline_seconds, prompt_seconds, total
 from turboprefill.planner.errors import PlanError
 from turboprefill.planner.facts import ModelFacts
 from turboprefill.planner.memory import Needs
 from turboprefill.planner.places import Place
-from turboprefill.planner.split import layers_of, places_of, shares_for
+from turboprefill.planner.split import places_of, shares_for
+from turboprefill.planner.ubatch import choose_ubatch
 
-__all__ = ["Plan", "Stage", "default_counts", "make_plan", "plan_of"]
+__all__ = ["Plan", "Stage", "best_ubatch", "default_counts", "default_plan", "make_plan", "plan_of"]
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,12 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Time of the prompt: each ubatch through all stages, the slowest of them without a pause."""
-        times = [prompt_seconds(stage.cost, self.n_prompt, self.needs.n_ubatch) for stage in self.busy]
-        slowest = max(times, key=lambda t: float(t.sum()))
-        fill = sum(float(t[0]) for t in times if t is not slowest)
-        return float(slowest.sum()) + fill
+        """Time of the prompt, if nothing but the devices takes time."""
+        return flow_seconds([prompt_seconds(stage.cost, self.n_prompt, self.needs.n_ubatch) for stage in self.busy])
 
     @property
     def bound_seconds(self) -> float:
-        """Time of a perfect pipeline of as many stages, with all of the work shared evenly: no split is faster."""
+        """Time of a perfect pipeline of as many stages, over which the same work is spread evenly."""
         cost = total(stage.cost for stage in self.busy)
         times = prompt_seconds(cost, self.n_prompt, self.needs.n_ubatch)
         return pipeline_seconds(times, len(self.busy)) / len(self.busy)
@@ -183,6 +181,11 @@ def default_counts(facts: ModelFacts, places: Sequence[Place]) -> list[int]:
     return [got.count(device) for device in range(len(places))]
 
 
-def default_layers(facts: ModelFacts, places: Sequence[Place]) -> list[int]:
-    """As :func:`default_counts`, layers alone."""
-    return layers_of([1.0 if place.memory is None else float(place.memory) for place in places], len(facts.layers))
+def default_plan(facts: ModelFacts, places: Sequence[Place], needs: Needs, n_prompt: int) -> Plan:
+    """What llama.cpp does without ``-ts``, whether it fits or not."""
+    return plan_of(facts, places, needs, default_counts(facts, places), n_prompt)
+
+
+def best_ubatch(plan: Plan, n_ubatch_max: int) -> int:
+    """The size of ubatches that reads the plan's prompt fastest."""
+    return choose_ubatch([stage.cost for stage in plan.busy], plan.n_prompt, len(plan.busy), n_ubatch_max)

@@ -1,0 +1,141 @@
+"""Speeds measured here: the engine's own stage times while it reads a short prompt in two sizes of ubatches.
+
+Kept in the cache for the same model file, devices and build.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from turboprefill.paths import cache_dir
+from turboprefill.planner.cost import Rates
+from turboprefill.planner.errors import PlanError
+from turboprefill.planner.facts import Layer, ModelFacts
+from turboprefill.planner.fit import Sample, fit_rates
+from turboprefill.planner.memory import Needs
+from turboprefill.planner.places import Place, from_devices
+from turboprefill.planner.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from turboprefill import Context, Device, Model
+
+__all__ = ["cached_places", "calibrate"]
+
+_SIZES = ((128, 8), (512, 5))  # tokens of a ubatch, and how many of them
+_REPEATS = 2
+_HEADER = 1 << 16
+MEASURED = "measured here"
+Note = Callable[[str], None]
+
+
+def _key(path: Path, devices: Sequence[Device]) -> str:
+    """Changes with the model file, the devices and what computes on them."""
+    from turboprefill import __version__
+    from turboprefill.native import core
+
+    status = path.stat()
+    with path.open("rb") as file:
+        header = hashlib.blake2b(file.read(_HEADER), digest_size=16).hexdigest()
+    facts = [
+        [status.st_size, status.st_mtime_ns, header],
+        [[d.name, d.description, d.memory_total] for d in devices],
+        [__version__, core.OVERLAY_VERSION, core.llama_version()],
+    ]
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+
+
+def _file(path: Path, devices: Sequence[Device]) -> Path:
+    return cache_dir() / "planner" / f"{_key(path, devices)}.json"
+
+
+def cached_places(path: Path, devices: Sequence[Device]) -> list[Place]:
+    """The devices with the speeds that were measured for this model; those of :func:`from_devices` if none were."""
+    places = from_devices(devices)
+    try:
+        rates = json.loads(_file(path, devices).read_text(encoding="utf-8"))["rates"]
+        return [replace(place, rates=Rates(**rates[place.name]), source=MEASURED) for place in places]
+    except (OSError, ValueError, KeyError, TypeError):
+        return places
+
+
+def calibrate(
+    path: Path, facts: ModelFacts, devices: Sequence[Device], note: Note = lambda _: None, **options: Any
+) -> list[Place]:
+    """Measure each device's speed with this model, and keep it in the cache.
+
+    Takes as long as reading about 3,600 tokens four times, after loading the model.
+
+    Args:
+        path, facts: the model.
+        devices: where to place it; all get layers.
+        note: told what happens next.
+        options: more for :meth:`turboprefill.Model.context`.
+
+    Raises:
+        DoesNotFitError: the model does not fit onto the devices.
+        PlanError: a device got no layers, or the timeline misses one.
+        TurboPrefillError: loading or decoding failed.
+    """
+    from turboprefill import Model
+
+    places = from_devices(devices)
+    n_ctx = max(size * count for size, count in _SIZES)
+    even = [replace(place, rates=places[0].rates) for place in places]
+    plan = make_plan(facts, even, Needs(n_ctx=n_ctx, n_ubatch=max(size for size, _ in _SIZES)))
+    if idle := [stage.device for stage in plan.stages if not stage.n_layers]:
+        raise PlanError(f"there is nothing to measure on {idle[0]}: the model has too few layers for all devices")
+    note("loading the model")
+    names = [device.name for device in devices]
+    times: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+    with Model(path, devices=names, tensor_split=plan.tensor_split) as model:
+        for size, count in _SIZES:
+            note(f"measuring ubatches of {size}")
+            with model.context(n_ctx=n_ctx, n_batch=n_ctx, n_ubatch=size, **options) as context:
+                for device, p, seconds in _measure(context, model, size, count):
+                    times[device][size, p].append(seconds)
+    rates = {
+        stage.device: fit_rates(_samples(plan, facts.layers, stage.device, times[stage.device]), places[0].rates)
+        for stage in plan.stages
+    }
+    _keep(_file(path, devices), rates)
+    return [replace(place, rates=rates[place.name], source=MEASURED) for place in places]
+
+
+def _measure(context: Context, model: Model, size: int, count: int) -> Iterator[tuple[str, int, float]]:
+    """Device, tokens before, and seconds of each ubatch; after a run that is not looked at."""
+    tokens = np.random.default_rng(0).integers(0, model.n_vocab, size * count).tolist()
+    context.decode_batch(tokens)
+    for _ in range(_REPEATS):
+        context.synchronize()
+        context.memory.clear()
+        with context.trace() as trace:
+            context.decode_batch(tokens)
+            context.synchronize()
+        for span in trace.spans:
+            yield span.device, span.ubatch * size, (span.t_end_us - span.t_start_us) / 1e6
+
+
+def _samples(
+    plan: Plan, layers: Sequence[Layer], device: str, times: dict[tuple[int, int], list[float]]
+) -> list[Sample]:
+    stage = next(stage for stage in plan.stages if stage.device == device)
+    mine = layers[stage.first : stage.first + stage.n_layers]
+    if not times:
+        raise PlanError(f"the timeline has nothing about {device}: its speed cannot be measured")
+    return [Sample(mine, c, p, statistics.median(seconds)) for (c, p), seconds in times.items()]
+
+
+def _keep(file: Path, rates: dict[str, Rates]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".part")
+    partial.write_text(json.dumps({"rates": {name: asdict(r) for name, r in rates.items()}}, indent=1))
+    partial.replace(file)

@@ -1,0 +1,70 @@
+"""From what a user types to the devices of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from turboprefill.planner.errors import PlanError
+from turboprefill.planner.places import Place, from_table, from_text, read_table
+
+if TYPE_CHECKING:
+    from turboprefill.device import Device
+
+__all__ = ["described_places", "live_devices"]
+
+
+def described_places(text: str) -> list[Place] | None:
+    """Devices from a JSON file or a short description; None if `text` names devices of this process.
+
+    Raises:
+        PlanError: it is neither, and no description either.
+    """
+    path = Path(text)
+    if text.endswith(".json") or path.is_file():
+        return from_table(read_table(path))
+    try:
+        return from_text(text)
+    except PlanError:
+        if set(_names(text)) <= _known():
+            return None
+        raise
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _known() -> set[str]:
+    import turboprefill
+
+    try:
+        return {device.name for device in turboprefill.devices()}
+    except ImportError:  # without the native module there are none
+        return set()
+
+
+def live_devices(names: Sequence[str] | None = None, endpoints: Sequence[str] = ()) -> list[Device]:
+    """Devices of this process: by name, or those of RPC servers, or the GPUs that llama.cpp takes by itself.
+
+    Raises:
+        PlanError: there are none, or not this one.
+        EndpointError: an RPC server cannot be used.
+    """
+    import turboprefill
+    from turboprefill import rpc
+
+    remote = [name for endpoint in endpoints for name in rpc.add_server(endpoint)]
+    known = {device.name: device for device in turboprefill.devices()}
+    if names is None:
+        local = [d.name for d in known.values() if d.type == "gpu" and d.backend not in ("RPC", "VIRT")]
+        names = remote or local or [d.name for d in known.values() if d.type == "igpu"][:1]
+    if not names:
+        raise PlanError(
+            "there is no GPU here: name the devices to plan for with --devices, as in --devices 8x80GB, or give "
+            "RPC servers with --rpc"
+        )
+    if missing := [name for name in names if name not in known]:
+        raise PlanError(f"there is no device {missing[0]!r}: expected some of {', '.join(known)}")
+    return [known[name] for name in names]

@@ -1,0 +1,94 @@
+"""`turboprefill plan` and `simulate` as a user runs them, on machines that are only described."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from turboprefill.cli import app
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, args)))
+
+
+def planned(*args: object) -> dict:
+    done = run("plan", *args, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_a_plan_needs_no_gpu(model_file, tmp_path: Path) -> None:
+    picture = tmp_path / "plan.png"
+    done = run("plan", model_file("tiny"), "--devices", "3x80GB", "--out", picture)
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.stdout.split())
+    assert "-ts 3,3,3" in words
+    assert "only ratios" in words
+    assert "tok/s" not in words  # nothing was measured
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_known_card_gives_a_speed() -> None:
+    done = run("plan", "llama70", "--devices", "4xH200", "--n-ctx", 16384)
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.stdout.split())
+    assert "predicted" in words
+    assert "H200, measured" in words
+    assert "estimated" in " ".join(run("plan", "llama70", "--devices", "4xRTX4090").stdout.split())
+
+
+def test_a_table_of_devices(model_file, tmp_path: Path) -> None:
+    table = tmp_path / "devices.json"
+    rows = [{"name": "big", "memory_gb": 1}, {"memory_gb": 1, "speed": 0.5, "name": "slow"}, {"memory_gb": 1}]
+    table.write_text(json.dumps({"devices": rows}))
+    plan = planned(model_file("tiny"), "--devices", table)
+    assert [stage["device"] for stage in plan["stages"]] == ["big", "slow", "GPU2"]
+    assert [stage["n_layers"] for stage in plan["stages"]] == [4, 1, 3]
+    assert plan["tensor_split"] == [4, 1, 4]
+    assert [stage["n_layers"] for stage in plan["default"]["stages"]] == [3, 3, 2]
+    assert not plan["timed"]
+
+
+def test_auto_chooses_a_smaller_ubatch_for_a_shorter_prompt() -> None:
+    long = planned("llama70", "--devices", "8xH200", "--n-ctx", 32768, "--n-ubatch", "auto")
+    short = planned("llama70", "--devices", "8xH200", "--n-ctx", 32768, "--n-ubatch", "auto", "--prompt", 1024)
+    assert short["n_ubatch"] < long["n_ubatch"] <= 512
+
+
+def test_what_does_not_fit_says_by_how_much() -> None:
+    done = run("plan", "llama70", "--devices", "2x12GB")
+    assert done.exit_code == 1
+    assert "bytes" in done.stderr
+    assert "does not fit" in done.stderr
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        ("8x", "8x80GB"),
+        ("0x80GB", "expected 1 to 1024"),
+        ("8x80GB@0", "a number above 0"),
+        ("2xABC", "H200"),
+        ("missing.json", "missing.json"),
+    ],
+)
+def test_devices_that_make_no_sense(devices: str, expected: str) -> None:
+    done = run("plan", "tiny", "--devices", devices)
+    assert done.exit_code == 1
+    assert expected in done.stderr
+
+
+@pytest.mark.parametrize(
+    "row", [{"sped": 1}, {"card": "Voodoo2"}, {"tflops": 100}, {"memory_gb": "much"}, {"rates": {"per_byte": 1}}]
+)
+def test_rows_that_make_no_sense(tmp_path: Path, row: dict) -> None:
+    table = tmp_path / "devices.json"
+    table.write_text(json.dumps([row]))
+    done = run("plan", "tiny", "--devices", table)
+    assert done.exit_code == 1, done.output
+    assert "Traceback" not in done.output
