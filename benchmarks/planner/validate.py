@@ -1,0 +1,289 @@
+"""Predictions against measurements: fits the planner's numbers to single GPUs, and predicts several.
+
+`python3 benchmarks/planner/validate.py` prints the tables of docs/planner.md; `--fit` prints the fitted numbers, which
+are those in src/turboprefill/planner; `--update` writes the tables into docs/planner.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from turboprefill.planner.cards import REFERENCE
+from turboprefill.planner.cost import Rates, layer_cost, total
+from turboprefill.planner.facts import ModelFacts
+from turboprefill.planner.fit import Sample, fit_rates, non_negative
+from turboprefill.planner.links import link_from
+from turboprefill.planner.predict import HOST, host_of
+from turboprefill.planner.presets import preset_facts
+from turboprefill.planner.simulate import Host, Link, Machine, Standard, simulate
+from turboprefill.planner.split import layers_of
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENT = ROOT / "docs" / "planner.md"
+BEGIN, END = "<!-- validation: begin -->\n", "<!-- validation: end -->"
+PRESETS = {"dense": "llama70", "moe": "gptoss120", "swa": "gemma3-12b", "hybrid": "granite-h-micro"}
+BLOCKING = 3.14e9  # bytes per second of a copy between GPUs that waits for them; fitted, see --fit
+NVLINK, THROUGH_HOST = link_from("nvlink"), link_from("pcie5x16")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measurement. `steps` are seconds of each ubatch, of a single GPU; `captures` host seconds for one of them."""
+
+    source: str
+    model: str
+    n_layer: int
+    shares: tuple[float, ...]
+    n_prompt: int
+    n_ubatch: int
+    arm: str
+    seconds: float
+    case: str
+    steps: tuple[float, ...] = ()
+    capture: float = 0.0
+
+
+def rows() -> Iterator[Row]:
+    """Every measured prompt: of the benchmark's files, and of the older table."""
+    for path in sorted(RESULTS.glob("20*-*xH200*.json")):
+        for record in json.loads(path.read_text())["results"]:
+            if record["step"] == "correctness" or record["n_gen"]:
+                continue  # not timed, and no prompt
+            turbo = record["turboprefill"] or {}
+            n_devices = 1 if record["arm"] == "single" else len(record["devices"])
+            split = record["tensor_split"]
+            yield Row(
+                path.stem,
+                record["model_filename"],
+                record["n_layer"],
+                (1.0,) * n_devices if split == "-" else tuple(map(float, split.split(","))),
+                record["n_prompt"],
+                record["n_ubatch"],
+                record["arm"],
+                statistics.median(record["samples_ns"]) / 1e9,
+                record["case"],
+                tuple(ns / 1e9 for ns in record["steps_ns"]),
+                turbo.get("t_capture_us", 0) / 1e6 / max(1, turbo.get("n_ubatches_pipelined", 0)),
+            )
+    table = json.loads((RESULTS / "planner-8xH200.json").read_text())
+    for row in table["rows"]:
+        n, equal = row["gpus"], row["n_layer"] // row["gpus"]
+        shares = (float(equal),) * (n - 1) + (equal + 1.0,) if row["arm"] == "tuned" else (1.0,) * n
+        case = f"{row['model']} pp{row['n_prompt']} ub{row['n_ubatch']}"
+        seconds = row["n_prompt"] / row["tok_per_s"]
+        yield Row(
+            "planner-8xH200", row["model"], row["n_layer"], shares, row["n_prompt"], row["n_ubatch"], row["arm"],
+            seconds, case,
+        )  # fmt: skip
+
+
+@cache
+def facts_of(model: str, n_layer: int) -> ModelFacts:
+    """The facts of a benchmark's model."""
+    return preset_facts(PRESETS[model], n_layer)
+
+
+def left_out(row: Row, calibrated: Container[str]) -> str:
+    """Why a row is not predicted; "" if it is."""
+    if row.arm in ("tensor", "proof-of-concept"):
+        return "other ways to use several GPUs"
+    if row.model == "hybrid" and row.arm in ("upstream", "tuned"):
+        return "the standard path visits each device twice"
+    if row.model not in calibrated:
+        return "no single GPU was measured with this model"
+    if row.source.endswith("no-peer") and row.arm in ("turbo", "turbo-balanced"):
+        return "an older version, whose stages waited for each other on the devices"
+    return ""
+
+
+def predicted(row: Row, rates: Rates, blocking: float = BLOCKING) -> float:
+    """Seconds."""
+    facts = facts_of(row.model, row.n_layer)
+    stages, first = [], 0
+    for count in layers_of(row.shares, row.n_layer):
+        stages.append(total(layer_cost(layer, rates) for layer in facts.layers[first : first + count]))
+        first += count
+    turbo = "turbo" in row.arm
+    link = THROUGH_HOST if row.arm.endswith("staged") or row.arm == "nopeer-turbo" else NVLINK
+    rules = {
+        "upstream": Standard(),
+        "single": Standard(reuse=False, copies=64),
+        "reuse-off": Standard(reuse=False),
+        "copies16": Standard(copies=16, reuse=False),
+        "tuned": Standard(copies=16, reuse=False),
+        "nopeer-upstream": Standard(blocking=True),
+    }.get(row.arm)
+    if rules is not None and rules.blocking:
+        link = Link(blocking)
+    # the standard path's host works while devices do; what it does was not measured
+    host = host_of(facts) if turbo else Host()
+    machine = Machine(stages, [link] * (len(stages) - 1), host, boundary=4.0 * facts.n_embd)
+    return simulate(machine, row.n_prompt, row.n_ubatch, rules).seconds
+
+
+def fit_dense(measured: Sequence[Row]) -> tuple[Rates, int]:
+    """Three numbers from the times of ubatches on a single GPU; and how many times there were."""
+    samples = [
+        Sample(facts_of(row.model, row.n_layer).layers, row.n_ubatch, i * row.n_ubatch, seconds)
+        for row in measured
+        if row.model == "dense" and row.arm == "single"
+        for i, seconds in enumerate(row.steps)
+    ]
+    return fit_rates(samples, REFERENCE), len(samples)
+
+
+MOE_ROWS = (("planner-8xH200", "single", 512), ("2026-11-20-4xH200", "tuned", 128))
+
+
+def fit_experts(measured: Sequence[Row], rates: Rates) -> Rates:
+    """Two numbers from two rows, by steps of Newton's method: one single GPU, and one row of four GPUs."""
+    chosen = [r for r in measured if r.model == "moe" and (r.source, r.arm, r.n_ubatch) in MOE_ROWS]
+    x = np.array([rates.expert, rates.expert_byte])
+
+    def misses(x: np.ndarray) -> np.ndarray:
+        tried = replace(rates, expert=float(x[0]), expert_byte=float(x[1]))
+        return np.array([predicted(row, tried) / row.seconds - 1 for row in chosen])
+
+    for _ in range(8):
+        slope = np.column_stack([(misses(x + step) - misses(x)) / 0.01 for step in np.eye(2) * 0.01])
+        x = x - np.linalg.solve(slope, misses(x))
+    return replace(rates, expert=float(x[0]), expert_byte=float(x[1]))
+
+
+def fit_host(measured: Sequence[Row]) -> tuple[Host, int]:
+    """Two numbers from the capture times that runs have counted."""
+    table, values = [], []
+    for row in measured:
+        if row.capture and not row.source.endswith("no-peer"):
+            cells = statistics.fmean(
+                Host(per_cell=1, masks=1).seconds(row.n_ubatch, p) for p in range(0, row.n_prompt, row.n_ubatch)
+            )
+            masks = host_of(facts_of(row.model, row.n_layer)).masks
+            table.append([1 / row.capture, masks * cells / row.capture])
+            values.append(1.0)
+    matrix = np.asarray(table)
+    scale = matrix.max(axis=0)
+    a, b = non_negative(matrix / scale, np.asarray(values)) / scale
+    return Host(per_ubatch=float(a), per_cell=float(b)), len(values)
+
+
+def fit_blocking(measured: Sequence[Row]) -> float:
+    """One number from one row, by bisection."""
+    row = next(r for r in measured if r.arm == "nopeer-upstream" and blocking_row(r))
+    low, high = 1e8, 1e12
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if predicted(row, REFERENCE, middle) > row.seconds else (low, middle)
+    return low
+
+
+def blocking_row(row: Row) -> bool:
+    """Whether this is the row that blocking copies are fitted to."""
+    return row.arm == "nopeer-upstream" and row.n_ubatch == 512 and row.source == "2026-11-20-4xH200-no-peer"
+
+
+def family_rates(measured: Sequence[Row]) -> dict[str, Rates]:
+    """The rates for each model that one GPU was measured with: the planner's own, or three numbers of its own."""
+    rates = {"dense": REFERENCE, "moe": REFERENCE}
+    for model in PRESETS:
+        samples = [
+            Sample(facts_of(row.model, row.n_layer).layers, row.n_ubatch, i * row.n_ubatch, seconds)
+            for row in measured
+            if row.model == model != "dense" and row.arm == "single"
+            for i, seconds in enumerate(row.steps)
+        ]
+        if samples:
+            rates[model] = fit_rates(samples, REFERENCE)
+    return rates
+
+
+def used(row: Row) -> str:
+    """Whether a row's own numbers went into the fit."""
+    experts = row.model == "moe" and (row.source, row.arm, row.n_ubatch) in MOE_ROWS
+    return "fitted" if row.steps or experts or blocking_row(row) else ""
+
+
+def tables(measured: Sequence[Row]) -> str:
+    """Markdown: errors of each row, their medians, and what is left out."""
+    rates = family_rates(measured)
+    lines = [
+        "| measured | case | arm | GPUs | measured, tok/s | predicted, tok/s | error | |",
+        "|---|---|---|---:|---:|---:|---:|---|",
+    ]
+    errors: dict[str, list[float]] = {"turbo": [], "standard": []}
+    missing: dict[str, list[str]] = {}
+    for row in measured:
+        if reason := left_out(row, rates):
+            missing.setdefault(reason, []).append(f"{row.case} {row.arm}")
+            continue
+        seconds = predicted(row, rates[row.model])
+        error = 100 * (row.seconds / seconds - 1)
+        note = used(row)
+        if not note and len(row.shares) > 1:
+            errors["turbo" if "turbo" in row.arm else "standard"].append(abs(error))
+        speeds = f"{row.n_prompt / row.seconds:,.0f} | {row.n_prompt / seconds:,.0f}"
+        lines.append(
+            f"| {row.source} | {row.case} | {row.arm} | {len(row.shares)} | {speeds} | {error:+.1f} % | {note} |"
+        )
+    both = errors["turbo"] + errors["standard"]
+    summary = [
+        f"- {name}: median error {statistics.median(e):.1f} %, largest {max(e):.1f} %, {len(e)} rows"
+        for name, e in (
+            ("all predicted rows of several GPUs", both),
+            ("TurboPrefill", errors["turbo"]),
+            ("llama.cpp's own path", errors["standard"]),
+        )
+    ]
+    summary += [f"- left out, {len(names)} rows: {reason}" for reason, names in missing.items()]
+    return "\n".join(summary) + "\n\n" + "\n".join(lines) + "\n"
+
+
+def show_fit(measured: Sequence[Row]) -> str:
+    """The fitted numbers beside those that the planner uses."""
+    rates, n = fit_dense(measured)
+    experts = fit_experts(measured, rates)
+    host, n_host = fit_host(measured)
+    pairs = [
+        ("per_byte", rates.per_byte, REFERENCE.per_byte, f"{n} ubatches on one GPU"),
+        ("per_flop", rates.per_flop, REFERENCE.per_flop, "the same"),
+        ("per_key_flop", rates.per_key_flop, REFERENCE.per_key_flop, "the same"),
+        ("expert", experts.expert, REFERENCE.expert, "two rows of the mixture of experts"),
+        ("expert_byte", experts.expert_byte, REFERENCE.expert_byte, "the same"),
+        ("host per_ubatch", host.per_ubatch, HOST.per_ubatch, f"capture times of {n_host} runs"),
+        ("host per_cell", host.per_cell, HOST.per_cell, "the same"),
+        ("blocking copies", fit_blocking(measured), BLOCKING, "one row"),
+    ]
+    return "".join(f"{name:18s} fit {fit:.4g}  used {now:.4g}  from {source}\n" for name, fit, now, source in pairs)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fit", action="store_true", help="print the fitted numbers")
+    parser.add_argument("--update", action="store_true", help="write the tables into docs/planner.md")
+    options = parser.parse_args()
+    measured = list(rows())
+    if options.fit:
+        sys.stdout.write(show_fit(measured))
+        return 0
+    text = tables(measured)
+    if options.update:
+        head, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
+        DOCUMENT.write_text(head + BEGIN + text + END + rest.partition(END)[2], encoding="utf-8")
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
