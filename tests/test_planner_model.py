@@ -10,23 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from turboprefill import Model, virtual
+from turboprefill import Model
 from turboprefill.planner import Needs, Place, PlanError, make_plan, read_facts
 from turboprefill.planner.presets import preset_facts
 
-N = 4  # a process has one number of virtual devices
 pytestmark = pytest.mark.timeout(120)
 
 _ASSIGNED = re.compile(r"layer +(\d+) assigned to device (\w+)")
 _BUFFER = re.compile(r"(\w+) (model|KV|RS|compute) buffer size (?:=|is) +([\d.]+) MiB")
-
-
-@pytest.fixture(scope="module")
-def names() -> list[str]:
-    known = virtual.loaded()
-    if known and len(known) != N:
-        pytest.skip(f"this process has {len(known)} virtual devices already")
-    return virtual.load(str(N))
 
 
 def test_layers_are_read_from_the_file(model_file) -> None:
@@ -74,15 +65,15 @@ def test_experts_count_as_far_as_they_are_used(model_file) -> None:
     ],
 )
 def test_a_plan_holds_where_llama_cpp_puts_things(
-    names: list[str], model_file, caplog: pytest.LogCaptureFixture, preset: str, options: dict
+    virtual_names, model_file, caplog: pytest.LogCaptureFixture, preset: str, options: dict
 ) -> None:
     facts = read_facts(model_file(preset))
-    places = [Place(names[0], None), Place(names[1], None), Place(names[2], None)]
-    places[1] = Place(names[1], None, places[1].rates.slower(2))
+    places = [Place(virtual_names[0], None), Place(virtual_names[1], None), Place(virtual_names[2], None)]
+    places[1] = Place(virtual_names[1], None, places[1].rates.slower(2))
     plan = make_plan(facts, places, Needs(**options))
     with (
         caplog.at_level(logging.DEBUG, "turboprefill.llama"),
-        Model(model_file(preset), devices=names[:3], tensor_split=plan.tensor_split) as model,
+        Model(model_file(preset), devices=virtual_names[:3], tensor_split=plan.tensor_split) as model,
     ):
         model.context(**options, n_threads=1).close()
     assigned: dict[str, list[int]] = defaultdict(list)
@@ -103,16 +94,16 @@ def test_a_plan_holds_where_llama_cpp_puts_things(
         assert stage.buffers / 2**20 <= 2.5 * max(found[stage.device, "compute"]) + 1
 
 
-def test_a_planned_model_computes_the_same_bits_as_any_split(names: list[str], model_file) -> None:
+def test_a_planned_model_computes_the_same_bits_as_any_split(virtual_names, model_file) -> None:
     """A machine with a slow device and one with little memory: three quarters of the layers go elsewhere."""
     facts, tokens = read_facts(model_file("tiny")), np.random.default_rng(3).integers(300, 1000, 200).tolist()
     needs = Needs(n_ctx=256, n_ubatch=32)
     whole = make_plan(facts, [Place("one", None)], needs).stages[0].used
     places = [
-        Place(names[0], None),
-        Place(names[1], None, Place("", None).rates.slower(3)),
-        Place(names[2], whole // 3),
-        Place(names[3], None),
+        Place(virtual_names[0], None),
+        Place(virtual_names[1], None, Place("", None).rates.slower(3)),
+        Place(virtual_names[2], whole // 3),
+        Place(virtual_names[3], None),
     ]
     plan = make_plan(facts, places, needs)
     layers = [stage.n_layers for stage in plan.stages]
@@ -121,7 +112,10 @@ def test_a_planned_model_computes_the_same_bits_as_any_split(names: list[str], m
 
     def outcome(split: list[int] | tuple[int, ...] | None, *, turboprefill: bool) -> tuple[bytes, bytes]:
         options = {"n_ctx": 256, "n_ubatch": 32, "n_threads": 1, "turboprefill": turboprefill}
-        with Model(model_file("tiny"), devices=names, tensor_split=split) as model, model.context(**options) as context:
+        with (
+            Model(model_file("tiny"), devices=virtual_names, tensor_split=split) as model,
+            model.context(**options) as context,
+        ):
             context.decode_batch(tokens, logits="all")
             if turboprefill:
                 assert context.stats().n_ubatches_pipelined == 7

@@ -11,21 +11,28 @@ from turboprefill import log, options, rpc
 from turboprefill.context import Context
 from turboprefill.errors import InvalidInputError, ModelLoadError
 from turboprefill.native import core
+from turboprefill.planner.auto import UBATCH_MAX, auto_split, auto_ubatch
+from turboprefill.planner.resolve import live_devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Literal
 
+    from turboprefill.device import Device
+
 __all__ = ["Model"]
 
 
 def _check_file(path: Path) -> None:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe waits for a writer
+            raise ModelLoadError(f"model {path} is no regular file; give the path of a GGUF file", path=str(path))
         with path.open("rb") as file:
             magic = file.read(4)
-    except OSError as error:
-        raise ModelLoadError(f"cannot read model {path}: {error.strerror}", path=str(path)) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ModelLoadError(f"cannot read model {path}: {reason}", path=str(path)) from error
     if magic != b"GGUF":
         msg = f"{path} is no GGUF file: it begins with {magic!r}, expected b'GGUF'; convert the model to GGUF first"
         raise ModelLoadError(msg, path=str(path))
@@ -42,7 +49,8 @@ class Model:
         devices: names from :func:`turboprefill.devices`; an empty list for the CPU alone. By default all GPUs, or
             all devices of ``rpc_servers`` if those are given.
         rpc_servers: ``host:port`` of each ggml-rpc-server to use.
-        tensor_split: share of the model for each device, in any unit; by default by free memory.
+        tensor_split: share of the model for each device, in any unit; by default by free memory. "auto" makes the
+            slowest device as fast as it can be (docs/planner.md); it reads the file, and measures nothing.
         split_mode: ``layer`` (the one that TurboPrefill pipelines), ``none``, ``row`` or ``tensor``.
         main_gpu: index of the device to use with ``split_mode="none"``.
         use_mmap: map the file into memory, where the devices allow it.
@@ -55,6 +63,7 @@ class Model:
         ModelLoadError: the file is missing, damaged, not supported, or does not fit into memory.
         EndpointError: an RPC server cannot be used.
         InvalidInputError, TypeError: an option is wrong.
+        PlanError: "auto" found no split, above all DoesNotFitError.
     """
 
     def __init__(
@@ -64,7 +73,7 @@ class Model:
         n_gpu_layers: int = -1,
         devices: Sequence[str] | None = None,
         rpc_servers: Sequence[str] | None = None,
-        tensor_split: Sequence[float] | None = None,
+        tensor_split: Sequence[float] | Literal["auto"] | None = None,
         split_mode: Literal["layer", "none", "row", "tensor"] = "layer",
         main_gpu: int = 0,
         use_mmap: bool = True,
@@ -87,13 +96,19 @@ class Model:
         params.vocab_only = vocab_only
         names = None if devices is None else options.strings("devices", devices)
         endpoints = options.strings("rpc_servers", rpc_servers or [])
-        if tensor_split is not None:
+        if isinstance(tensor_split, str):
+            options.check_auto_split(tensor_split, split_mode, n_gpu_layers)
+        elif tensor_split is not None:
             params.tensor_split = options.tensor_split(tensor_split, None if names is None else len(names))
 
         _check_file(self.path)
-        with log.capture() as captured:
+        with log.capture():
             remote = [name for endpoint in endpoints for name in rpc.add_server(endpoint)]
-            params.devices = (remote or None) if names is None else names
+        params.devices = self._device_names = (remote or None) if names is None else names
+        if isinstance(tensor_split, str):
+            params.tensor_split = auto_split(self.path, self._devices())
+        self._tensor_split = list(params.tensor_split)
+        with log.capture() as captured:
             try:
                 self._native = core.Model(os.fsencode(self.path), params, progress)
             except ModelLoadError as error:
@@ -103,6 +118,10 @@ class Model:
                 )
                 raise ModelLoadError(msg, path=str(self.path), log=str(captured)) from error
         self._read_facts()
+
+    def _devices(self) -> list[Device]:
+        """The devices that hold layers."""
+        return live_devices(self._device_names) if self._device_names != [] else []
 
     def _read_facts(self) -> None:
         native = self._native
@@ -163,7 +182,8 @@ class Model:
         *,
         n_ctx: int = 4096,
         n_batch: int = 2048,
-        n_ubatch: int = 512,
+        n_ubatch: int | Literal["auto"] = 512,
+        prompt_tokens: int | None = None,
         n_seq_max: int = 1,
         turboprefill: bool = True,
         n_threads: int | None = None,
@@ -185,7 +205,9 @@ class Model:
             n_ctx: tokens that fit into memory, 0 for the length the model was trained on. Split evenly between
                 ``n_seq_max`` sequences unless ``kv_unified``. llama.cpp rounds it up to a multiple of 256.
             n_batch: tokens of one ``llama_decode`` call; ``decode_batch`` splits longer inputs.
-            n_ubatch: tokens of one graph, at most ``n_batch``.
+            n_ubatch: tokens of one graph, at most ``n_batch``. "auto" takes the size that reads prompts of
+                ``prompt_tokens`` tokens fastest, at most 512 (docs/planner.md). Another size gives other roundings.
+            prompt_tokens: length of a usual prompt, for "auto"; by default the whole context.
             n_seq_max: independent sequences.
             turboprefill: pipeline prompts over the devices. Results are the same either way.
             n_threads: CPU threads for single tokens; by default half of the CPUs.
@@ -208,7 +230,7 @@ class Model:
         params = core.ContextParams()
         params.n_ctx = options.integer("n_ctx", n_ctx, 0, options.MAX_CTX)
         params.n_batch = options.integer("n_batch", n_batch, 1)
-        params.n_ubatch = options.integer("n_ubatch", n_ubatch, 1)
+        params.n_ubatch = self._n_ubatch(n_ubatch, prompt_tokens, params.n_ctx, params.n_batch)
         params.n_seq_max = options.integer("n_seq_max", n_seq_max, 1, core.max_sequences())
         params.n_threads = options.threads("n_threads", n_threads)
         params.n_threads_batch = params.n_threads
@@ -233,6 +255,16 @@ class Model:
         context = Context(self, self._native, params, turboprefill=turboprefill)
         self._contexts.add(context)
         return context
+
+    def _n_ubatch(self, n_ubatch: int | str, prompt_tokens: int | None, n_ctx: int, n_batch: int) -> int:
+        n_tokens = n_ctx or self.n_ctx_train
+        if prompt_tokens is not None:
+            n_tokens = options.integer("prompt_tokens", prompt_tokens, 1)
+        if not isinstance(n_ubatch, str):
+            return options.integer("n_ubatch", n_ubatch, 1)
+        if n_ubatch != "auto":
+            raise InvalidInputError(f"n_ubatch is {n_ubatch!r}; expected a number of tokens or 'auto'")
+        return auto_ubatch(self.path, self._devices(), self._tensor_split, n_tokens, min(UBATCH_MAX, n_batch))
 
     @property
     def closed(self) -> bool:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_CTX",
+    "check_auto_split",
     "check_context",
     "default_threads",
     "flash_attn_name",
@@ -69,6 +70,21 @@ def tensor_split(values: Sequence[float], n_devices: int | None) -> list[float]:
     if not all(math.isfinite(share) and share >= 0 for share in shares) or sum(shares) <= 0:
         raise InvalidInputError(f"tensor_split is {shares}; expected shares of at least 0, not all 0")
     return shares
+
+
+def check_auto_split(tensor_split: str, split_mode: str, n_gpu_layers: int) -> None:
+    """Refuse a split that cannot be planned.
+
+    Raises:
+        InvalidInputError: it is a text other than "auto", or layers are not what is split, or not all of them are.
+    """
+    if tensor_split != "auto":
+        raise InvalidInputError(f"tensor_split is {tensor_split!r}; expected shares or 'auto'")
+    if split_mode != "layer" or n_gpu_layers != -1:
+        raise InvalidInputError(
+            f"tensor_split='auto' plans whole layers, all on devices; expected split_mode 'layer' and n_gpu_layers -1, "
+            f"not {split_mode!r} and {n_gpu_layers}"
+        )
 
 
 def flash_attn_name(flash_attn: bool | str) -> str:

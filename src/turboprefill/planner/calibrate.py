@@ -1,4 +1,4 @@
-"""Speeds measured here: the engine's own stage times while it reads a short prompt in two sizes of ubatches.
+"""Speeds measured here: the times of the devices while they read a short prompt in two sizes of ubatches.
 
 Kept in the cache for the same model file, devices and build.
 """
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["cached_places", "calibrate"]
 
-_SIZES = ((128, 8), (512, 5))  # tokens of a ubatch, and how many of them
-_REPEATS = 2
+SIZES = ((128, 8), (512, 5))  # tokens of a ubatch, and how many of them
+_REPEATS = 3
+_SHORTEST = 1e-5  # seconds that can be told from 0
 _HEADER = 1 << 16
 MEASURED = "measured here"
 Note = Callable[[str], None]
@@ -68,16 +69,23 @@ def cached_places(path: Path, devices: Sequence[Device]) -> list[Place]:
 
 
 def calibrate(
-    path: Path, facts: ModelFacts, devices: Sequence[Device], note: Note = lambda _: None, **options: Any
+    path: Path,
+    facts: ModelFacts,
+    devices: Sequence[Device],
+    note: Note = lambda _: None,
+    *,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    **options: Any,
 ) -> list[Place]:
     """Measure each device's speed with this model, and keep it in the cache.
 
-    Takes as long as reading about 3,600 tokens four times, after loading the model.
+    Takes as long as reading about 3,600 tokens four times, after loading the model, by default.
 
     Args:
         path, facts: the model.
         devices: where to place it; all get layers.
         note: told what happens next.
+        sizes: tokens of a ubatch, and how many of them to read, for at least two sizes.
         options: more for :meth:`turboprefill.Model.context`.
 
     Raises:
@@ -88,16 +96,16 @@ def calibrate(
     from turboprefill import Model
 
     places = from_devices(devices)
-    n_ctx = max(size * count for size, count in _SIZES)
+    n_ctx = max(size * count for size, count in sizes)
     even = [replace(place, rates=places[0].rates) for place in places]
-    plan = make_plan(facts, even, Needs(n_ctx=n_ctx, n_ubatch=max(size for size, _ in _SIZES)))
+    plan = make_plan(facts, even, Needs(n_ctx=n_ctx, n_ubatch=max(size for size, _ in sizes)))
     if idle := [stage.device for stage in plan.stages if not stage.n_layers]:
         raise PlanError(f"there is nothing to measure on {idle[0]}: the model has too few layers for all devices")
     note("loading the model")
     names = [device.name for device in devices]
     times: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     with Model(path, devices=names, tensor_split=plan.tensor_split) as model:
-        for size, count in _SIZES:
+        for size, count in sizes:
             note(f"measuring ubatches of {size}")
             with model.context(n_ctx=n_ctx, n_batch=n_ctx, n_ubatch=size, **options) as context:
                 for device, p, seconds in _measure(context, model, size, count):
@@ -111,15 +119,19 @@ def calibrate(
 
 
 def _measure(context: Context, model: Model, size: int, count: int) -> Iterator[tuple[str, int, float]]:
-    """Device, tokens before, and seconds of each ubatch; after a run that is not looked at."""
+    """Device, tokens before, and seconds of each ubatch; after a run that is not looked at.
+
+    One ubatch at a time: devices that share cores, and the threads that take the time, do not disturb each other.
+    """
     tokens = np.random.default_rng(0).integers(0, model.n_vocab, size * count).tolist()
     context.decode_batch(tokens)
     for _ in range(_REPEATS):
         context.synchronize()
         context.memory.clear()
         with context.trace() as trace:
-            context.decode_batch(tokens)
-            context.synchronize()
+            for start in range(0, len(tokens), size):
+                context.decode_batch(tokens[start : start + size], logits="none")
+                context.synchronize()
         for span in trace.spans:
             yield span.device, span.ubatch * size, (span.t_end_us - span.t_start_us) / 1e6
 
@@ -131,7 +143,10 @@ def _samples(
     mine = layers[stage.first : stage.first + stage.n_layers]
     if not times:
         raise PlanError(f"the timeline has nothing about {device}: its speed cannot be measured")
-    return [Sample(mine, c, p, statistics.median(seconds)) for (c, p), seconds in times.items()]
+    seconds = {key: statistics.median(values) for key, values in times.items()}
+    # compared with what is usual for this size: a single odd time, even one of 0, does not count for more than others
+    usual = {c: statistics.median(t for (other, _), t in seconds.items() if other == c) for c, _ in seconds}
+    return [Sample(mine, c, p, t, max(usual[c], _SHORTEST)) for (c, p), t in seconds.items()]
 
 
 def _keep(file: Path, rates: dict[str, Rates]) -> None:

@@ -20,12 +20,16 @@ _EVEN = Rates(0, 0, 0)
 
 @dataclass(frozen=True)
 class Sample:
-    """A measured time: so many tokens, after so many others, through these layers."""
+    """A measured time: `c` tokens, after `p` others, through these layers.
+
+    `scale` is the time that its error is compared with; its own by default.
+    """
 
     layers: Sequence[Layer]
     c: int
     p: int
     seconds: float
+    scale: float = 0.0
 
 
 def non_negative(rows: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -57,7 +61,8 @@ def fit_rates(samples: Iterable[Sample], like: Rates = _EVEN) -> Rates:
     """
     rows, values = [], []
     for sample in samples:
-        if sample.seconds <= 0:
+        scale = sample.scale or sample.seconds
+        if scale <= 0 or sample.seconds < 0:
             raise PlanError(f"a measured time is {sample.seconds} s: expected more than 0")
         keys = sum(x.key_flops * (min(sample.p, x.window) if x.window else sample.p) for x in sample.layers)
         row = (
@@ -65,11 +70,11 @@ def fit_rates(samples: Iterable[Sample], like: Rates = _EVEN) -> Rates:
             sample.c * sum(like.work(layer) for layer in sample.layers),
             sample.c * keys,
         )
-        rows.append([x / sample.seconds for x in row])
-        values.append(1.0)
-    if not rows:
-        raise PlanError("there are no measured times to fit: expected at least one")
+        rows.append([x / scale for x in row])
+        values.append(sample.seconds / scale)
+    if not any(values):
+        raise PlanError("there are no measured times above 0 to fit: expected at least one")
     matrix = np.asarray(rows)
-    scale = np.where(matrix.max(axis=0) > 0, matrix.max(axis=0), 1.0)
-    per_byte, per_flop, per_key_flop = non_negative(matrix / scale, np.asarray(values)) / scale
+    units = np.where(matrix.max(axis=0) > 0, matrix.max(axis=0), 1.0)
+    per_byte, per_flop, per_key_flop = non_negative(matrix / units, np.asarray(values)) / units
     return replace(like, per_byte=float(per_byte), per_flop=float(per_flop), per_key_flop=float(per_key_flop))

@@ -1,0 +1,109 @@
+"""``tensor_split="auto"`` and ``n_ubatch="auto"``, and what a calibration changes about them."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from turboprefill import InvalidInputError, Model
+from turboprefill.planner import DoesNotFitError, read_facts
+from turboprefill.planner.calibrate import MEASURED, cached_places, calibrate
+from turboprefill.planner.resolve import live_devices
+
+pytestmark = pytest.mark.timeout(120)
+
+SMALL = ((16, 4), (48, 3))  # so that computing is a small part of the configured time
+
+
+def layers_used(model: Model) -> dict[str, int]:
+    """Graphs cannot be asked for layers, but the state can: bytes that each device's cache has."""
+    before = {device.name: device.memory_free for device in live_devices(model._device_names)}
+    with model.context(n_ctx=4096, n_ubatch=32, n_threads=1, type_k="f32", type_v="f32"):
+        after = {device.name: device.memory_free for device in live_devices(model._device_names)}
+    layer = 4096 * 2 * 128 * 4  # cells, keys and values, of 128 values, as float32
+    return {name: (before[name] - after[name]) // layer for name in before}
+
+
+def test_auto_gives_equal_devices_equal_layers(virtual_names, model_file) -> None:
+    with Model(model_file("tiny"), devices=virtual_names[:2], tensor_split="auto") as model:
+        assert model._tensor_split == [4.0, 5.0]
+        assert layers_used(model) == {virtual_names[0]: 4, virtual_names[1]: 4}
+    with Model(model_file("tiny"), devices=virtual_names[:2]) as model:
+        assert layers_used(model) == {virtual_names[0]: 5, virtual_names[1]: 3}  # llama.cpp's own
+
+
+def test_auto_minds_memory(virtual_names, configure, model_file) -> None:
+    configure("memory_gb=0.032/16/16/16")
+    with Model(model_file("tiny"), devices=virtual_names[:2], tensor_split="auto") as model:
+        assert 0 < model._tensor_split[0] < 4
+    configure("memory_gb=0.001")
+    with pytest.raises(DoesNotFitError) as caught:
+        Model(model_file("tiny"), devices=virtual_names[:2], tensor_split="auto")
+    assert caught.value.missing > 0
+    assert {name for name, _ in caught.value.lacking} <= set(virtual_names[:2])
+
+
+def test_a_single_device_and_none_need_no_split(virtual_names, model_file) -> None:
+    for devices in (virtual_names[:1], []):
+        options = {"n_ctx": 256, "n_ubatch": "auto", "n_threads": 1}
+        with Model(model_file("tiny"), devices=devices, tensor_split="auto") as model, model.context(**options) as ctx:
+            assert ctx.n_ubatch == 256
+
+
+@pytest.mark.parametrize("options", [{"tensor_split": "even"}, {"split_mode": "row"}, {"n_gpu_layers": 3}])
+def test_what_cannot_be_planned_is_refused(virtual_names, model_file, options: dict) -> None:
+    with pytest.raises(InvalidInputError):
+        Model(model_file("tiny"), devices=virtual_names, **{"tensor_split": "auto", **options})
+
+
+def test_a_calibration_finds_the_slow_device(virtual_names, configure, model_file, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TURBOPREFILL_CACHE", str(tmp_path))
+    configure("slow=1/3/1/1,us_per_token=300,split_us=2000")
+    path, devices = model_file("tiny"), live_devices(virtual_names[:3])
+    assert cached_places(path, devices)[0].source != MEASURED
+    places = calibrate(path, read_facts(path), devices, sizes=SMALL, n_threads=1)
+    assert [place.source for place in places] == [MEASURED] * 3
+    assert cached_places(path, devices) == [
+        place.__class__(place.name, other.memory, place.rates, MEASURED)
+        for place, other in zip(places, cached_places(path, devices), strict=True)
+    ]
+    with Model(path, devices=virtual_names[:3], tensor_split="auto") as model:
+        first, slow, last = model._tensor_split
+        assert slow < first
+        assert slow < last - 1  # the last place is the output
+        # the time of each graph makes tiny ubatches slow, filling the pipeline makes large ones slow
+        with model.context(n_ctx=2048, n_ubatch="auto", prompt_tokens=600, n_threads=1) as context:
+            assert 32 <= context.n_ubatch < 512
+        # the same bits as any other way to the same ubatch
+        tokens = np.random.default_rng(0).integers(300, 1000, 100).tolist()
+        with model.context(n_ctx=256, n_ubatch=32, n_threads=1) as context:
+            context.decode_batch(tokens, logits="all")
+            planned = context.logits().tobytes()
+    with Model(path, devices=virtual_names[:3]) as model, model.context(n_ctx=256, n_ubatch=32, n_threads=1) as context:
+        context.turboprefill = False
+        context.decode_batch(tokens, logits="all")
+        assert context.logits().tobytes() == planned
+
+
+def test_a_changed_file_has_no_calibration(virtual_names, configure, model_file, tmp_path, monkeypatch) -> None:
+    configure("split_us=3000")
+    monkeypatch.setenv("TURBOPREFILL_CACHE", str(tmp_path))
+    path = tmp_path / "model.gguf"
+    path.write_bytes(model_file("tiny").read_bytes())
+    devices = live_devices(virtual_names[:2])
+    calibrate(path, read_facts(path), devices, sizes=SMALL, n_threads=1)
+    assert cached_places(path, devices)[0].source == MEASURED
+    os.utime(path, (1, 1))
+    assert cached_places(path, devices)[0].source != MEASURED
+
+
+def test_options_of_auto_are_checked(virtual_names, model_file) -> None:
+    with Model(model_file("tiny"), devices=virtual_names[:2]) as model:
+        with pytest.raises(InvalidInputError, match="n_ubatch"):
+            model.context(n_ubatch="large")
+        with pytest.raises(InvalidInputError, match="prompt_tokens"):
+            model.context(n_ubatch="auto", prompt_tokens=0)
+        with model.context(n_ctx=512, n_ubatch="auto", n_batch=64, n_threads=1) as context:
+            assert context.n_ubatch <= 64
