@@ -60,7 +60,7 @@ def test_what_cannot_be_planned_is_refused(virtual_names, model_file, options: d
 
 def test_a_calibration_finds_the_slow_device(virtual_names, configure, model_file, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TURBOPREFILL_CACHE", str(tmp_path))
-    configure("slow=1/3/1/1,us_per_token=300,split_us=2000")
+    configure("slow=1/6/1/1,us_per_token=300,split_us=2000")
     path, devices = model_file("tiny"), live_devices(virtual_names[:3])
     assert cached_places(path, devices)[0].source != MEASURED
     places = calibrate(path, read_facts(path), devices, sizes=SMALL, n_threads=1)
@@ -72,7 +72,7 @@ def test_a_calibration_finds_the_slow_device(virtual_names, configure, model_fil
     with Model(path, devices=virtual_names[:3], tensor_split="auto") as model:
         first, slow, last = model._tensor_split
         assert slow < first
-        assert slow < last - 1  # the last place is the output
+        assert slow <= last - 1  # the last place is the output
         # the time of each graph makes tiny ubatches slow, filling the pipeline makes large ones slow
         with model.context(n_ctx=2048, n_ubatch="auto", prompt_tokens=600, n_threads=1) as context:
             assert 32 <= context.n_ubatch < 512
