@@ -88,6 +88,10 @@ void log_install() {
     std::call_once(once, [] { llama_log_set(on_log, nullptr); });
 }
 
+void log_error(const std::string & text) {
+    on_log(GGML_LOG_LEVEL_ERROR, (text + "\n").c_str(), nullptr);
+}
+
 void bind_log(py::module_ & m) {
     m.def("drain_log", &drain,
         "Take the lines that llama.cpp logged since the last call: ([(level, text), ...], number of lines lost).");

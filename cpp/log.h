@@ -5,8 +5,11 @@
 
 #pragma once
 
+#include <string>
+
 namespace turboprefill {
 
 void log_install(); // idempotent
+void log_error(const std::string & text); // as llama.cpp would
 
 } // namespace turboprefill

@@ -2,6 +2,7 @@
 
 #include "backend.h"
 #include "bindings.h"
+#include "checkfile.h"
 #include "errors.h"
 
 #include <pybind11/stl.h>
@@ -172,6 +173,7 @@ model::model(const std::string & path, const model_params & params, const py::ob
         mparams.progress_callback           = load_progress::on_progress;
         mparams.progress_callback_user_data = &state;
 
+        check_model_file(path);
         model_.reset(llama_model_load_from_file(path.c_str(), mparams), llama_model_free);
         if (!model_.get()) {
             model_.reset();

@@ -1,0 +1,79 @@
+"""Damaged model files, and files that change or go while they are in use."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import turboprefill as tp
+
+PROMPT = list(range(10, 60))
+OPTIONS = {"n_ctx": 256, "n_ubatch": 16, "n_threads": 1}
+
+
+@pytest.mark.timeout(180)
+def test_a_damaged_file_is_refused_by_name_or_harmless(model_file) -> None:
+    """Where llama.cpp would end the process, we look before it does: cpp/checkfile.cpp."""
+    script = Path(__file__).with_name("damagedmodels.py")
+    command = [sys.executable, str(script), str(model_file("tiny", n_layers=2))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    outcomes = json.loads(done.stdout)
+    assert outcomes["unchanged"] == "loaded"
+    allowed = {"loaded", "ModelLoadError", "ContextCreationError", "InvalidInputError"}
+    assert {name: outcome for name, outcome in outcomes.items() if outcome not in allowed} == {}
+    assert Counter(outcomes.values())["ModelLoadError"] > len(outcomes) / 2
+
+
+def test_the_reason_of_our_own_check_is_told(model_file, tmp_path) -> None:
+    data = bytearray(model_file("tiny").read_bytes())
+    key = b"llama.block_count"
+    at = data.index(key) + len(key) + 4
+    data[at : at + 4] = (600).to_bytes(4, "little")
+    path = tmp_path / "layers.gguf"
+    path.write_bytes(data)
+    with pytest.raises(tp.ModelLoadError, match=r"layers\.gguf: .*llama\.block_count is 600; expected 1 to 512"):
+        tp.Model(path)
+
+
+@pytest.mark.parametrize("change", ["deleted", "replaced"])
+def test_a_file_that_is_deleted_or_replaced_after_loading_stays_in_use(model_file, tmp_path, change) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(model_file("tiny").read_bytes())
+    with tp.Model(path, devices=[]) as model:
+        if change == "deleted":
+            path.unlink()
+        else:
+            (tmp_path / "other").write_bytes(model_file("gemma3-tiny").read_bytes())
+            (tmp_path / "other").replace(path)
+        with model.context(**OPTIONS) as context, tp.Model(model_file("tiny"), devices=[]) as same:
+            context.decode_batch(PROMPT)
+            with same.context(**OPTIONS) as other:
+                other.decode_batch(PROMPT)
+                np.testing.assert_array_equal(context.logits(), other.logits())
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, kind) -> None:
+    import socket
+
+    path = tmp_path / "model.gguf"
+    with socket.socket(socket.AF_UNIX) as server:
+        if kind == "pipe":
+            os.mkfifo(path)
+        else:
+            server.bind(str(path))
+        with pytest.raises(tp.ModelLoadError, match=r"model\.gguf"):
+            tp.Model(path)
+
+
+def test_a_path_with_a_null_byte_is_refused(tmp_path) -> None:
+    with pytest.raises(tp.ModelLoadError, match="null byte"):
+        tp.Model(f"{tmp_path}/a\0b.gguf")
