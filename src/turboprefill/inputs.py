@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union, cast
 
 import numpy as np
 
@@ -110,18 +110,24 @@ def _seq_ids(seq_ids: SeqIds, n: int, n_seq_max: int) -> tuple[NDArray[np.int32]
     if isinstance(seq_ids, (int, np.integer)) and not isinstance(seq_ids, bool):
         one = _integers("seq_ids", [seq_ids], 0, n_seq_max - 1)
         return np.ones(n, np.int32), np.repeat(one, n)
-    if isinstance(seq_ids, (str, bytes)) or not isinstance(seq_ids, Iterable):
+    try:
+        n_given = -1 if isinstance(seq_ids, (str, bytes)) else len(seq_ids)  # type: ignore[arg-type] # that is asked
+    except TypeError:  # no sequence, or an array without dimensions
+        n_given = -1
+    if n_given < 0:
         raise TypeError(f"seq_ids is {seq_ids!r}; expected an int, one int per token, or a list of ints per token")
-    if len(seq_ids) != n:
-        raise InvalidInputError(f"seq_ids has {len(seq_ids)} entries for {n} tokens")
+    if n_given != n:
+        raise InvalidInputError(f"seq_ids has {n_given} entries for {n} tokens")
     if isinstance(seq_ids, np.ndarray) and seq_ids.ndim == 1:
         return np.ones(n, np.int32), _integers("seq_ids", seq_ids, 0, n_seq_max - 1)
 
-    groups = [list(ids) if isinstance(ids, Iterable) else [ids] for ids in seq_ids]
+    groups: list[list[Any]] = [list(ids) if isinstance(ids, Iterable) else [ids] for ids in cast("Any", seq_ids)]
+    flat = _integers("seq_ids", [s for group in groups for s in group], 0, n_seq_max - 1)
+    if flat.ndim != 1:
+        raise InvalidInputError(f"seq_ids holds lists of lists, {groups[0]} first; expected a list of ints per token")
     for i, group in enumerate(groups):
         if not group or len(set(group)) != len(group):
             raise InvalidInputError(f"seq_ids[{i}] is {group}; expected at least one id, each once")
-    flat = _integers("seq_ids", [s for group in groups for s in group], 0, n_seq_max - 1)
     return np.array([len(group) for group in groups], np.int32), flat
 
 

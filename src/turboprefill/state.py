@@ -40,7 +40,7 @@ def unpack(data: bytes | bytearray | memoryview, belongs_to: dict[str, object]) 
         raise StateError("the state is damaged or cut off: its checksum is wrong; decode the prompt again")
 
     start = _PREFIX.size + n_text
-    theirs = json.loads(bytes(body[_PREFIX.size : start]))
+    theirs = _parse(bytes(body[_PREFIX.size : start]))
     different = [
         f"{key} is {theirs.get(key)!r} there and {value!r} here"
         for key, value in belongs_to.items()
@@ -49,3 +49,13 @@ def unpack(data: bytes | bytearray | memoryview, belongs_to: dict[str, object]) 
     if different:
         raise StateError(f"the state belongs to another model or kind of context: {', '.join(different)}")
     return body[start:]
+
+
+def _parse(text: bytes) -> dict[str, object]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise StateError(f"the state's header is no JSON ({error}); pass what Context.state() returned") from error
+    if not isinstance(found, dict):
+        raise StateError(f"the state's header is {found!r:.50}; pass what Context.state() returned")
+    return found
