@@ -33,6 +33,9 @@ struct memory_use : context::use {
 
 void memory_clear(context & self, bool data) {
     memory_use u(self);
+    if (data) {
+        llama_synchronize(*u); // a backend may write the zeros while it still computes with the memory
+    }
     llama_memory_clear(u.mem, data);
 }
 
