@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
-from virtualdevices import alive, result, tokens
 
 from turboprefill import ClosedError, Context, Model
+from virtualdevices import alive, result, tokens
 
 OPTIONS = {"n_ctx": 512, "n_ubatch": 16, "n_threads": 1, "n_threads_batch": 1}
 N_PROMPTS = 4
