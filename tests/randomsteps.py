@@ -24,8 +24,27 @@ class Options:
     n_ctx: int
     n_batch: int
     n_ubatch: int
+    n_threads: int
     kv_unified: bool
     flash_attn: bool
+    swa_full: bool
+    embeddings: bool
+    type_k: str
+
+
+@dataclass(frozen=True)
+class Properties:
+    """Of the virtual devices, if it is those that compute."""
+
+    peer: str
+    events: str
+    split_us: int
+    stall_graph: int
+
+    def __str__(self) -> str:
+        """As `virtual.load` takes it."""
+        stall = f",stall_graph={self.stall_graph},stall_ms=5" if self.stall_graph else ""
+        return f"peer={self.peer},events={self.events},split_us={self.split_us}{stall}"
 
 
 @dataclass(frozen=True)
@@ -80,6 +99,16 @@ class Abort:
     decode: Decode
     allowed: int
     raises: bool
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Decodes on the pipelined context while one of its devices fails: once, or after a copy until it is repaired."""
+
+    decodes: tuple[Decode, ...]
+    device: int
+    number: int
+    what: str = "graph"
 
 
 @dataclass(frozen=True)
@@ -197,6 +226,16 @@ class Logits:
 
 
 @dataclass(frozen=True)
+class Embeddings:
+    """An error in a context that was made without."""
+
+    copy: bool = True
+
+    def __call__(self, ctx: Context) -> bytes:
+        return ctx.embeddings(copy=self.copy).tobytes()
+
+
+@dataclass(frozen=True)
 class Save:
     slot: int
 
@@ -260,6 +299,21 @@ def _decodes(n_max: int, skips: Iterable[int] = (0,)) -> st.SearchStrategy[Decod
     return _weighted((3, one), (2, several))
 
 
+_failing = st.builds(
+    Decode,
+    n=st.integers(1, 60),
+    seqs=st.tuples(_seq),
+    logits=st.sampled_from(["none", "none", "last", "all"]),
+    seed=st.integers(0, 9),
+)
+_faults = st.builds(
+    Fault,
+    decodes=st.lists(_failing, min_size=1, max_size=3).map(tuple),
+    device=st.integers(0, 2),
+    number=st.integers(1, 16),
+    what=st.sampled_from(["graph", "graph", "copy"]),
+)
+
 steps = _weighted(
     (16, _decodes(60)),
     (2, _decodes(200)),
@@ -279,6 +333,7 @@ steps = _weighted(
     (1, st.builds(Synchronize)),
     (1, st.builds(Positions)),
     (2, st.builds(Logits, copy=st.booleans())),
+    (1, st.builds(Embeddings, copy=st.booleans())),
     (1, st.builds(Save, slot=_slot)),
     (1, st.builds(Load, slot=_slot, damaged=st.sampled_from([False] * 5 + [True]))),
     (2, st.builds(Switch, on=st.booleans())),
@@ -286,12 +341,25 @@ steps = _weighted(
     (2, st.builds(Sibling, what=st.sampled_from(["make", "decode", "decode", "close"]))),
     (2, st.builds(Check)),
 )
+steps_and_faults = _weighted((12, steps), (1, _faults))
 
 options = st.builds(
     Options,
     n_ctx=st.sampled_from([256, 768, 1536]),
     n_batch=st.integers(16, 64),
     n_ubatch=st.integers(4, 16),
+    n_threads=st.integers(1, 2),
     kv_unified=st.booleans(),
     flash_attn=st.booleans(),
+    swa_full=st.booleans(),
+    embeddings=st.sampled_from([False] * 5 + [True]),
+    type_k=st.sampled_from(["f16", "f16", "q8_0"]),
+)
+
+properties = st.builds(
+    Properties,
+    peer=st.sampled_from(["async", "blocking", "refused"]),
+    events=st.sampled_from(["on", "on", "off"]),
+    split_us=st.sampled_from([0, 0, 200]),
+    stall_graph=st.sampled_from([0, 0, 7]),
 )

@@ -1,0 +1,233 @@
+"""A standard and a pipelined context for tests/test_random.py: makes each step on both, and compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import randomsteps as rs
+from turboprefill import Context, Model, TurboPrefillError, virtual
+from turboprefill.errors import AbortedError, DecodeError, FatalDecodeError
+
+RECURRENT = ("mamba-tiny", "jamba-tiny", "granite-hybrid-tiny")
+DENSE = ("tiny", "moe-tiny")  # memory that can always be cut off behind any token
+N_VIRTUAL = 4  # one for the standard context, the others for the pipelined one
+
+
+class CallbackError(Exception):
+    """Raised by an abort callback."""
+
+
+def outcome(call: Callable[[], object]) -> object:
+    """What a call returned or how it failed."""
+    try:
+        return call()
+    except DecodeError as error:
+        return type(error), error.code, error.n_decoded
+    except (TurboPrefillError, CallbackError) as error:
+        return type(error)
+
+
+def is_failure(result: object, kind: type[DecodeError]) -> bool:
+    return isinstance(result, tuple) and result[0] is kind
+
+
+def difference(standard: object, pipelined: object) -> str:
+    """In words; of bytes only where they are."""
+    if isinstance(standard, bytes) and isinstance(pipelined, bytes) and len(standard) == len(pipelined):
+        where = [i for i, (a, b) in enumerate(zip(standard, pipelined, strict=True)) if a != b]
+        return f"{len(where)} of {len(standard)} bytes differ, from {where[0]} to {where[-1]}"
+    return f"standard: {standard!r:.200}, pipelined: {pipelined!r:.200}"
+
+
+class Rig:
+    """Both contexts, and what else the steps need.
+
+    Args:
+        models: of the standard and of the pipelined context; the same one, or on devices of their own, which makes
+            faults possible.
+        reference: logits that were computed before, of siblings with the same options.
+    """
+
+    def __init__(
+        self,
+        models: tuple[Model, Model],
+        preset: str,
+        options: rs.Options,
+        properties: rs.Properties | None,
+        reference: dict[rs.Options, object],
+    ) -> None:
+        self.preset = preset
+        self.model = models[1]
+        self.sizes = {**vars(options), "n_seq_max": rs.N_SEQ, "n_threads_batch": options.n_threads}
+        self.properties = properties
+        self.repair()
+        self.alive = self.handles()
+        self.standard = models[0].context(**self.sizes, turboprefill=False)
+        self.turbo = models[1].context(**self.sizes, turboprefill=True)
+        self.saved: dict[int, bytes] = {}
+        self.siblings: list[Context] = []
+        self.options, self.reference = options, reference
+        self.n_pipelined = self.n_standard = self.n_failures = 0
+
+    def repair(self) -> None:
+        """Give the virtual devices their properties, without a fault."""
+        if self.properties is not None:
+            virtual.load(f"{N_VIRTUAL},{self.properties}")
+
+    def break_device(self, step: rs.Fault) -> None:
+        numbers = "/".join(str(step.number if i == step.device + 1 else 0) for i in range(N_VIRTUAL))
+        virtual.load(f"{N_VIRTUAL},{self.properties},fail_{step.what}={numbers}")
+
+    def handles(self) -> list[int]:
+        if self.properties is None:
+            return []
+        counters = virtual.counters()
+        return [counters[name] for name in ("events", "buffers", "bytes", "streams", "threads")]
+
+    def same(self, call: Callable[[Context], object]) -> object:
+        results = [outcome(lambda ctx=ctx: call(ctx)) for ctx in (self.standard, self.turbo)]
+        assert results[0] == results[1], difference(*results)
+        return results[0]
+
+    def step(self, step: object) -> None:
+        match step:
+            case rs.Abort():
+                self.abort(step)
+            case rs.Fault():
+                self.fault(step)
+            case rs.Save():
+                state = self.same(Context.state)
+                if isinstance(state, bytes):
+                    self.saved[step.slot] = state
+            case rs.Load():
+                state = self.saved.get(step.slot, b"")
+                self.same(lambda ctx: ctx.load_state(state[:-9] if step.damaged else state))
+            case rs.Switch():
+                self.turbo.turboprefill = step.on
+            case rs.ResetStats():
+                self.count()
+                self.turbo.reset_stats()
+            case rs.Sibling():
+                self.sibling(step.what)
+            case rs.Check():
+                self.check()
+            case _:
+                self.same(step)
+
+    def check(self) -> None:
+        for look in (rs.Positions(), rs.Logits(), rs.Embeddings(), Context.state):
+            self.same(look)
+
+    def count(self) -> None:
+        assert self.standard.stats().n_ubatches_pipelined == 0
+        stats = self.turbo.stats()
+        self.n_pipelined += stats.n_ubatches_pipelined
+        self.n_standard += stats.n_ubatches_standard
+
+    def sibling(self, what: str) -> None:
+        if what == "make" and len(self.siblings) < 2:
+            self.siblings.append(self.model.context(**self.sizes))
+        elif what == "close" and self.siblings:
+            self.siblings.pop().close()
+        elif self.siblings:
+            prompt = rs.Decode(n=40, seqs=(0,))
+            if self.options not in self.reference:
+                with self.model.context(**self.sizes, turboprefill=False) as ctx:
+                    prompt(ctx)
+                    self.reference[self.options] = rs.Logits()(ctx)
+            self.siblings[-1].memory.clear()
+            prompt(self.siblings[-1])
+            assert rs.Logits()(self.siblings[-1]) == self.reference[self.options]
+
+    def abort(self, step: rs.Abort) -> None:
+        questions = 0
+
+        def stop() -> bool:
+            nonlocal questions
+            questions += 1
+            if questions > step.allowed and step.raises:
+                raise CallbackError
+            return questions > step.allowed
+
+        before, n_standard = self.ends(), self.turbo.stats().n_ubatches_standard
+        self.turbo.set_abort_callback(stop, interval_s=0)
+        result = outcome(lambda: step.decode(self.turbo))
+        self.turbo.set_abort_callback(None)
+        if result is CallbackError or is_failure(result, AbortedError):
+            self.reconcile([step.decode], before, n_standard)
+        else:
+            assert outcome(lambda: step.decode(self.standard)) == result
+
+    def fault(self, step: rs.Fault) -> None:
+        """The last decode finds the fault at the latest: synchronizing, as the contexts do before, reports nothing."""
+        self.same(rs.Decode(1, step.decodes[0].seqs))  # not a shift or a copy of cells that was put off shall fail
+        before, n_standard = self.ends(), self.turbo.stats().n_ubatches_standard
+        self.turbo.synchronize()
+        self.break_device(step)
+        decodes, results = [], []
+        for decode in (*step.decodes, rs.Decode(1, step.decodes[-1].seqs)):
+            if len(decodes) == len(step.decodes):
+                self.turbo.synchronize()
+            decodes.append(decode)
+            results.append(outcome(lambda decode=decode: decode(self.turbo)))
+            if is_failure(results[-1], FatalDecodeError):
+                break
+        self.turbo.synchronize()
+        self.repair()
+        if is_failure(results[-1], FatalDecodeError):
+            self.n_failures += 1
+            self.reconcile(decodes, before, n_standard, exact=not any(results[:-1]))
+            return
+        for decode, result in zip(decodes, results, strict=True):
+            assert outcome(lambda decode=decode: decode(self.standard)) == result
+
+    def ends(self) -> list[int]:
+        return [self.turbo.memory.seq_pos_max(seq) for seq in range(rs.N_SEQ)]
+
+    def reconcile(
+        self, decodes: Sequence[rs.Decode], before: list[int], n_standard: int, *, exact: bool = True
+    ) -> None:
+        """Bring the standard context to what the pipelined one has kept of decodes that did not end well.
+
+        Of each sequence it has kept the beginning, or nothing at all where memory cannot go back: a recurrent state,
+        a window. Then the next token shows whether that is what was in front of it.
+        """
+        after = self.ends()
+        seqs = sorted({seq for decode in decodes for seq in decode.seqs})
+        pipelined = self.turbo.turboprefill and self.turbo.stats().n_ubatches_standard == n_standard
+        # llama.cpp itself leaves recurrent states as they are, with the positions of what was not computed
+        exact = exact and (pipelined or self.preset not in RECURRENT)
+        if exact and all(len(decode.seqs) == 1 for decode in decodes):
+            self.replay(decodes, seqs, before, after)
+        else:
+            for seq in seqs:
+                self.same(lambda ctx, seq=seq: ctx.memory.seq_rm(seq))
+        self.same(rs.Decode(1, (seqs[0],)))  # does what was put off on the standard one too: shifts, copies
+        self.same(rs.Logits())
+        if self.preset == "tiny":
+            self.same(Context.state)
+        self.same(lambda ctx: [ctx.memory.seq_pos_max(seq) for seq in range(rs.N_SEQ)])
+        state = self.turbo.state()  # the same cells on both
+        self.same(lambda ctx: ctx.load_state(state))
+
+    def replay(self, decodes: Sequence[rs.Decode], seqs: list[int], before: list[int], after: list[int]) -> None:
+        left = {}
+        for seq in seqs:
+            n = sum(decode.n for decode in decodes if decode.seqs[0] == seq)
+            assert before[seq] <= after[seq] <= before[seq] + n or after[seq] == -1
+            left[seq] = max(after[seq] - before[seq], 0)
+            if after[seq] < before[seq]:
+                assert self.preset not in DENSE
+                self.standard.memory.seq_rm(seq)
+        for decode in decodes:
+            seq = decode.seqs[0]
+            if n := min(decode.n, left[seq]):
+                decode(self.standard, n)
+                left[seq] -= n
+
+    def close(self) -> None:
+        for ctx in (*self.siblings, self.standard, self.turbo):
+            ctx.close()
+
+    def check_closed(self) -> None:
+        assert self.handles() == self.alive
