@@ -166,12 +166,6 @@ def test_only_this_machine_is_loopback() -> None:
     assert not settings.is_loopback(None)
 
 
-def test_layers_are_shared_evenly_and_the_output_comes_on_top() -> None:
-    assert settings.even_split("demo", 2) == [4, 5]
-    assert settings.even_split("demo", 3) == [3, 3, 3]
-    assert settings.even_split("llama70", 8) == [10] * 7 + [11]
-
-
 def test_a_machine_without_spare_cores_is_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
     monkeypatch.setattr("os.getloadavg", lambda: (0.2, 0.0, 0.0))

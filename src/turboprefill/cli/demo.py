@@ -169,20 +169,24 @@ def _plan(options: _Options, note: Note) -> Plan:
         names = virtual_devices.load(options.virtual)
         preset, n_prompt, n_ubatch = virtual_devices.PRESET, virtual_devices.TOKENS, virtual_devices.UBATCH
     model = options.model or settings.synthetic_model(preset, note)
-    split = settings.split_ratios(options.tensor_split)
-    if split is None and options.model is None:
-        split = settings.even_split(preset, len(names or endpoints or settings.gpu_names()))
+    n_prompt, n_ubatch = options.n_prompt or n_prompt, options.ubatch or n_ubatch
+    split, differs = settings.split_ratios(options.tensor_split), False
+    if split is None:
+        n_ctx = n_prompt or settings.USUAL_PROMPT
+        split, differs = settings.planned_split(model, names, endpoints, n_ctx, n_ubatch, note)
     return Plan(
         model=str(model),
         text=settings.read_text(options.prompt_file),
-        n_prompt=options.n_prompt or n_prompt,
-        n_ubatch=options.ubatch or n_ubatch,
-        n_batch=max(options.n_batch, options.ubatch or 0),
+        n_prompt=n_prompt,
+        n_ubatch=n_ubatch,
+        n_batch=max(options.n_batch, n_ubatch),
         repeats=options.repeats,
         devices=names,
         rpc_servers=endpoints,
         tensor_split=split,
         n_threads=1 if options.virtual is not None else settings.host_threads(endpoints),
+        # virtual devices take a configured time for a graph, whatever its layers are
+        compare_default=differs and options.virtual is None,
     )
 
 

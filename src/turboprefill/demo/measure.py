@@ -6,7 +6,9 @@ import hashlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +21,16 @@ if TYPE_CHECKING:
 Note = Callable[[str], None]
 
 _ALL_LOGITS_BYTES = 256 << 20  # of the prefix whose logits are compared at every position
+_TWICE_BYTES = 1 << 30  # a model of at most this size is loaded once for each split, so that all arms alternate
 _HOST = "CPU"  # looks up the embeddings in next to no time; all layers are on the other devices
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. `devices`, `rpc_servers`, `tensor_split`, `n_threads` are passed on; None: the defaults."""
+    """What to measure. `devices`, `rpc_servers`, `tensor_split`, `n_threads` are passed on; None: the defaults.
+
+    With `compare_default` the standard path is measured with llama.cpp's own split too.
+    """
 
     model: str
     text: str
@@ -36,6 +42,7 @@ class Plan:
     rpc_servers: Sequence[str] | None = None
     tensor_split: Sequence[float] | None = None
     n_threads: int | None = None
+    compare_default: bool = False
 
 
 @dataclass
@@ -67,6 +74,7 @@ class Result:
     turbo: Arm
     stages: list[tuple[str, str]] = field(default_factory=list)  # device, transport
     devices: list[str] = field(default_factory=list)
+    default: Arm | None = None  # the standard path with llama.cpp's own split
 
     def tok_per_s(self, arm: Arm) -> list[float]:
         """Prompt tokens per second of each timed run."""
@@ -76,6 +84,13 @@ class Result:
     def speedup(self) -> float:
         """Median time of the standard path over median time with TurboPrefill."""
         return statistics.median(self.standard.seconds) / statistics.median(self.turbo.seconds)
+
+    @property
+    def speedup_over_default(self) -> float | None:
+        """Median time of the standard path with llama.cpp's own split over that with TurboPrefill, if measured."""
+        if self.default is None:
+            return None
+        return statistics.median(self.default.seconds) / statistics.median(self.turbo.seconds)
 
     @property
     def logits_identical(self) -> bool:
@@ -96,11 +111,36 @@ def run(plan: Plan, note: Note = lambda _: None) -> Result:
     Raises:
         TurboPrefillError: loading or decoding failed.
     """
-    note("loading the model")
-    with _open_model(plan) as model:
-        tokens, n_text = _prompt(model, plan)
-        with _open_context(model, plan, len(tokens)) as context:
-            return _measure(plan, model, context, tokens, n_text, note)
+    standard, turbo = Arm("standard", turbo=False), Arm("TurboPrefill", turbo=True)
+    default = Arm("llama.cpp's split", turbo=False) if plan.compare_default else None
+    together = Path(plan.model).stat().st_size <= _TWICE_BYTES
+    with ExitStack() as stack:
+        if default is not None and not together:
+            with ExitStack() as alone:
+                _rounds(plan, [(_open(replace(plan, tensor_split=None), alone, note), default)], note)
+        main = _open(plan, stack, note)
+        runs = [(main, standard), (main, turbo)]
+        if default is not None and together:
+            runs.append((_open(replace(plan, tensor_split=None), stack, note), default))
+        _rounds(plan, runs, note)
+        return _compare(plan, main, standard, turbo, default, note)
+
+
+@dataclass
+class _Opened:
+    """A model on its devices, with a context and the prompt."""
+
+    model: Model
+    context: Context
+    tokens: list[int]
+    n_text: int
+
+
+def _open(plan: Plan, stack: ExitStack, note: Note) -> _Opened:
+    note("loading the model" if plan.tensor_split or not plan.compare_default else "loading it with llama.cpp's split")
+    model = stack.enter_context(_open_model(plan))
+    tokens, n_text = _prompt(model, plan)
+    return _Opened(model, stack.enter_context(_open_context(model, plan, len(tokens))), tokens, n_text)
 
 
 def _open_model(plan: Plan) -> Model:
@@ -129,23 +169,27 @@ def _prompt(model: Model, plan: Plan) -> tuple[list[int], int]:
     return tokens[:n], n_text
 
 
-def _measure(plan: Plan, model: Model, context: Context, tokens: list[int], n_text: int, note: Note) -> Result:
-    standard, turbo = Arm("standard", turbo=False), Arm("TurboPrefill", turbo=True)
-    arms = (standard, turbo)
-    for arm in arms:
+def _rounds(plan: Plan, runs: Sequence[tuple[_Opened, Arm]], note: Note) -> None:
+    """Warm-ups, then the timed runs of all arms."""
+    for opened, arm in runs:
         note(f"warm-up, {arm.name}")
-        _prefill(context, arm, tokens)
-        arm.states.add(_digest(context.state()))
+        _prefill(opened.context, arm, opened.tokens)
+        arm.states.add(_digest(opened.context.state()))
     for repeat in range(plan.repeats):
-        # which arm goes first alternates, so that a machine that slows down or speeds up favours neither
-        for arm in arms if repeat % 2 == 0 else arms[::-1]:
+        # which arm goes first alternates, so that a machine that slows down or speeds up favours none
+        for opened, arm in runs if repeat % 2 == 0 else runs[::-1]:
             note(f"run {repeat + 1} of {plan.repeats}, {arm.name}")
-            before = context.stats()
-            arm.seconds.append(_prefill(context, arm, tokens))
-            after = context.stats()
+            before = opened.context.stats()
+            arm.seconds.append(_prefill(opened.context, arm, opened.tokens))
+            after = opened.context.stats()
             arm.pipelined_ubatches = after.n_ubatches_pipelined - before.n_ubatches_pipelined
             arm.standard_ubatches = after.n_ubatches_standard - before.n_ubatches_standard
             arm.reason = after.reason
+
+
+def _compare(plan: Plan, opened: _Opened, standard: Arm, turbo: Arm, default: Arm | None, note: Note) -> Result:
+    """All logits of a prefix, and timelines, of both paths with the same split."""
+    model, context, tokens, arms = opened.model, opened.context, opened.tokens, (standard, turbo)
     n_prefix = _prefix_length(plan, len(tokens), model)
     for arm in arms:
         note(f"all logits of {n_prefix} tokens, {arm.name}")
@@ -157,7 +201,10 @@ def _measure(plan: Plan, model: Model, context: Context, tokens: list[int], n_te
         arm.spans = [span for span in trace.spans if span.device != _HOST]
     stages = [(stage.device, stage.transport) for stage in context.stats().stages if stage.device != _HOST]
     devices = [device for device, _ in stages] or sorted({span.device for span in standard.spans})
-    return Result(plan, len(tokens), n_text, n_prefix, _describe(model), standard, turbo, stages, devices)
+    n_text = opened.n_text
+    return Result(
+        plan, len(tokens), n_text, n_prefix, _describe(model), standard, turbo, stages, devices, default=default
+    )
 
 
 def _prefill(context: Context, arm: Arm, tokens: list[int], *, every: bool = False) -> float:

@@ -38,6 +38,9 @@ def as_json(result: Result) -> dict[str, Any]:
         "stages": [{"device": device, "transport": transport} for device, transport in result.stages],
         "busy_percent": {"standard": busy_percent(standard.spans), "turbo": busy_percent(turbo.spans)},
         "reason": turbo.reason,
+        "tensor_split": None if result.plan.tensor_split is None else list(result.plan.tensor_split),
+        "default_split": None if result.default is None else {"tok_per_s": result.tok_per_s(result.default)},
+        "speedup_over_default_split": result.speedup_over_default,
     }
 
 
@@ -58,6 +61,8 @@ def show(result: Result, console: Console) -> None:
     console.print(f"[bold]prompt[/]  {result.n_prompt:,} tokens, ubatches of {plan.n_ubatch}, calls of {plan.n_batch}")
     if result.n_prompt > result.n_text:
         console.print(f"        (the text has {result.n_text:,} tokens: it is read over again)")
+    if result.plan.tensor_split is not None:
+        console.print(f"[bold]split[/]   -ts {','.join(f'{share:g}' for share in result.plan.tensor_split)}")
     transports = dict(result.stages)
     for device in result.devices:
         console.print(f"[bold]device[/]  {escape(device)}" + _note(_transport(transports.get(device, ""))))
@@ -68,7 +73,14 @@ def show(result: Result, console: Console) -> None:
 
 def conclusion(result: Result) -> list[str]:
     """What the numbers say, in sentences with rich markup."""
-    lines = [f"[bold]TurboPrefill reads this prompt {_ratio(result.speedup)} the standard path.[/]"]
+    lines = []
+    if (over_default := result.speedup_over_default) is not None:
+        lines.append(
+            f"[bold]TurboPrefill with a planned split reads this prompt {_ratio(over_default)} "
+            "llama.cpp with its own split.[/]"
+        )
+    same = " with the same split" if lines else ""
+    lines.append(f"[bold]TurboPrefill reads this prompt {_ratio(result.speedup)} the standard path{same}.[/]")
     turbo = result.turbo
     if turbo.standard_ubatches or not turbo.pipelined_ubatches:
         count = f"{turbo.standard_ubatches} of {turbo.standard_ubatches + turbo.pipelined_ubatches} ubatches"
@@ -97,14 +109,17 @@ def _table(result: Result) -> Table:
     table.add_column("path")
     for name in ("tok/s", "first token", "+-", "ratio", "runs", "busy"):
         table.add_column(name, justify="right")
-    for arm in (result.standard, result.turbo):
+    base = result.default or result.standard
+    for arm in (result.default, result.standard, result.turbo):
+        if arm is None:
+            continue
         rates = result.tok_per_s(arm)
         table.add_row(
             arm.name,
             f"{statistics.median(rates):,.0f}",
             f"{statistics.median(arm.seconds):.2f} s",
             f"{50 * (max(rates) - min(rates)) / statistics.median(rates):.0f}%",
-            f"[bold]{statistics.median(result.standard.seconds) / statistics.median(arm.seconds):.2f}x[/]",
+            f"[bold]{statistics.median(base.seconds) / statistics.median(arm.seconds):.2f}x[/]",
             str(len(rates)),
             _busy(result, arm),
         )

@@ -14,6 +14,7 @@ from turboprefill.demo.synth_archs import Shape
 from turboprefill.errors import TurboPrefillError
 from turboprefill.paths import cache_dir
 
+USUAL_PROMPT = 4096  # tokens to plan for where only the text says how many there are
 _SPARE_BYTES = 1 << 30  # left free on the disk that a model is written to
 
 
@@ -102,15 +103,31 @@ def split_ratios(text: str | None) -> list[float] | None:
     return ratios
 
 
-def even_split(preset: str, n_devices: int) -> list[float]:
-    """Shares that give each device as many of the preset's layers as the others, or one less.
+def planned_split(
+    model: Path, names: list[str] | None, endpoints: list[str] | None, n_ctx: int, n_ubatch: int, note: Note
+) -> tuple[list[float] | None, bool]:
+    """The split of ``turboprefill plan``, and whether llama.cpp's own gives the devices other layers.
 
-    llama.cpp's own even shares count the output as a layer; on prompts it costs next to nothing, so the last device
-    would be idle for a part of the time, on both paths.
+    None if nothing was found to fit: estimates are on the safe side, so llama.cpp may try its own.
     """
-    n_layer = synth.PRESETS[preset].n_layer
-    layers = [n_layer // n_devices + (i < n_layer % n_devices) for i in range(n_devices)]
-    return [float(n + (i == n_devices - 1)) for i, n in enumerate(layers)]
+    from turboprefill.planner import DoesNotFitError, Needs, make_plan, read_facts
+    from turboprefill.planner.calibrate import cached_places
+    from turboprefill.planner.plan import default_plan
+    from turboprefill.planner.resolve import live_devices
+
+    devices = live_devices(names, endpoints or [])
+    if len(devices) < 2:
+        return None, False
+    facts, places = read_facts(model), cached_places(model, devices)
+    needs = Needs(n_ctx=n_ctx, n_ubatch=n_ubatch)
+    try:
+        plan = make_plan(facts, places, needs)
+    except DoesNotFitError as error:
+        note(f"no plan for the layers: {error}")
+        return None, False
+    usual = default_plan(facts, places, needs, n_ctx)
+    differs = [stage.n_layers for stage in usual.stages] != [stage.n_layers for stage in plan.stages]
+    return [float(share) for share in plan.tensor_split], differs
 
 
 def is_loopback(endpoints: list[str] | None) -> bool:
