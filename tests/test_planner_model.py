@@ -24,7 +24,10 @@ def test_layers_are_read_from_the_file(model_file) -> None:
     facts = read_facts(model_file("tiny"))
     assert (facts.arch, len(facts.layers), facts.n_embd, facts.n_ff, facts.n_vocab) == ("llama", 8, 256, 512, 1024)
     matrices = 256 * 256 * 2 + 256 * 128 * 2 + 3 * 256 * 512
-    assert all(layer.flops == 2 * matrices for layer in facts.layers)
+    assert all(layer.flops == 2 * matrices for layer in facts.layers[:-1])
+    # behind the attention of the last layer only the token goes on whose logits are asked for
+    assert facts.layers[-1].flops == 2 * (256 * 256 * 2 + 256 * 128 * 2)
+    assert facts.layers[-1].weight_bytes == facts.layers[0].weight_bytes > facts.layers[-1].read_bytes
     assert all(layer.key_flops == 2 * 4 * (64 + 64) for layer in facts.layers)
     assert all((layer.k_values, layer.v_values, layer.window) == (128, 128, 0) for layer in facts.layers)
 

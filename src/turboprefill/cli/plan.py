@@ -149,6 +149,8 @@ def _show(facts: ModelFacts, made: Plan, usual: Plan) -> None:
             f"with the work spread evenly over {len(made.busy)} stages it would be {bound:,.0f}"
         )
     out.print(f"[dim]speeds: {escape('; '.join(made.sources))}[/]")
+    if made.timed and (overhead := made.overhead) is not None:
+        out.print(f"a ubatch costs as much as {overhead:,.0f} tokens more: TURBOPREFILL_UBATCH=auto:{overhead:.0f}")
     out.print(f"[bold]llama-server -m {escape(facts.name)} -ngl 99 {made.ts_line} -ub {made.needs.n_ubatch}[/]")
 
 

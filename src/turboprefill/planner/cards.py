@@ -46,7 +46,7 @@ class Card:
 
 
 # benchmarks/planner/validate.py --fit prints these; docs/planner.md says from which rows.
-REFERENCE = Rates(per_byte=1.004e-12, per_flop=5.209e-15, per_key_flop=4.365e-15, expert=2.242, expert_byte=2.319)
+REFERENCE = Rates(per_byte=1.031e-12, per_flop=5.347e-15, per_key_flop=4.365e-15, expert=2.177, expert_byte=2.258)
 
 _H200 = Card("H200", 989, 4800, 141_000_000_000, measured=True)
 CARDS = {

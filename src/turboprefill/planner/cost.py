@@ -47,7 +47,7 @@ class Rates:
 
     def reading(self, layer: Layer) -> float:
         """Bytes of a layer's weights, those of experts as often as they count."""
-        return layer.weight_bytes + (self.expert_byte - 1) * layer.expert_bytes
+        return layer.read_bytes + self.expert_byte * layer.expert_bytes
 
     def work(self, layer: Layer) -> float:
         """Operations of a layer's matrices for a token, those of experts as often as they count."""

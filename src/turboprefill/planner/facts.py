@@ -15,7 +15,9 @@ class Layer:
         kind: ``attention``, ``window`` (sliding-window attention), ``recurrent``, ``hybrid`` (both in one layer) or
             ``none``.
         weight_bytes: bytes of its weights.
-        expert_bytes: those of them that are experts'.
+        read_bytes: bytes of dense weights that a ubatch reads. In the last layer they are less than there are: behind
+            its attention, only the tokens go on whose results are asked for, and a prompt asks for one.
+        expert_bytes: bytes of experts that a ubatch may read.
         flops: floating-point operations for a token in dense matrices.
         expert_flops: operations for a token in the experts that are used.
         key_flops: operations for a token and each key that it attends to.
@@ -26,6 +28,7 @@ class Layer:
 
     kind: str
     weight_bytes: int
+    read_bytes: int
     flops: float
     expert_bytes: int = 0
     expert_flops: float = 0.0

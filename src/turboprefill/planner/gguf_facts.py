@@ -25,6 +25,12 @@ _PERIODS = {
     "gemma-embedding": (6, False), "laguna": (4, True), "mellum": (4, False),
 }  # fmt: skip
 _WINDOWS = {"gemma2": 4096, "llama4": 8192, "exaone4": 4096, "smallthinker": 4096}
+# Families whose last layer computes all tokens to its end (embeddings_nextn_masked); in the others only those go on
+# behind its attention whose results are asked for.
+_WHOLE_LAST_LAYER = {
+    "bailingmoe3", "cohere2moe", "gemma4", "gpt-oss", "hy_v3", "nemotron_h", "nemotron_h_moe", "qwen35", "qwen35moe",
+    "qwen3next", "step35",
+}  # fmt: skip
 
 Tensor = tuple[str, tuple[int, ...], int]  # name, dimensions, bytes
 
@@ -105,8 +111,18 @@ def facts_of(name: str, fields: Mapping[str, Any], tensors: Iterable[Tensor]) ->
     share = n_used / n_expert if n_expert else 0.0
     heads, kv_heads = meta.each("attention.head_count"), meta.each("attention.head_count_kv", -1)
     windows = _windows(meta, n_layer)
+    n_main = n_layer - meta.number("nextn_predict_layers")  # a prompt does not go through the others
+    last = -1 if meta.arch in _WHOLE_LAST_LAYER else n_main - 1
     layers = tuple(
-        _layer(grouped.get(i, []), meta, heads[i], heads[i] if kv_heads[i] < 0 else kv_heads[i], windows[i], share)
+        _layer(
+            grouped.get(i, []),
+            meta,
+            heads[i],
+            heads[i] if kv_heads[i] < 0 else kv_heads[i],
+            windows[i],
+            share,
+            skipped="" if i >= n_main else "ffn_" if i == last else None,
+        )
         for i in range(n_layer)
     )
     sizes = {tensor[0]: tensor for tensor in rest}
@@ -149,14 +165,18 @@ def _windows(meta: _Fields, n_layer: int) -> list[int]:
     return [window * (i % period != 0 if full_first else i % period < period - 1) for i in range(n_layer)]
 
 
-def _layer(tensors: list[Tensor], meta: _Fields, n_head: int, n_kv: int, window: int, share: float) -> Layer:
+def _layer(
+    tensors: list[Tensor], meta: _Fields, n_head: int, n_kv: int, window: int, share: float, skipped: str | None
+) -> Layer:
+    """One layer; a prompt does not compute tensors whose names begin with `skipped`."""
     names = [tensor[0] for tensor in tensors]
     recurrent = any(name.startswith(_RECURRENT) for name in names)
     attention = any(name.startswith(_KEYS) for name in names)
     attention = attention or (any(name.startswith("attn_qkv.") for name in names) and not recurrent)
     attention = attention and n_kv > 0
+    computed = [tensor for tensor in tensors if skipped is None or not tensor[0].startswith(skipped)]
     flops = expert_flops = 0.0
-    for name, dims, _ in tensors:
+    for name, dims, _ in computed:
         if len(dims) < 2 or "conv1d" in name:
             continue
         count = 2.0
@@ -176,10 +196,11 @@ def _layer(tensors: list[Tensor], meta: _Fields, n_head: int, n_kv: int, window:
     return Layer(
         kind=kind if recurrent or attention else "none",
         weight_bytes=sum(tensor[2] for tensor in tensors),
-        expert_bytes=sum(tensor[2] for tensor in tensors if "_exps." in tensor[0]),
+        read_bytes=sum(tensor[2] for tensor in computed if "_exps." not in tensor[0]),
+        expert_bytes=sum(tensor[2] for tensor in computed if "_exps." in tensor[0]),
         flops=flops,
         expert_flops=expert_flops,
-        key_flops=2.0 * n_head * (k + v) * attention,
+        key_flops=2.0 * n_head * (k + v) * attention * bool(computed),
         window=window * attention,
         k_values=k * n_kv * attention,
         v_values=0 if latent else v * n_kv * attention,

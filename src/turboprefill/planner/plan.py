@@ -89,6 +89,12 @@ class Plan:
         return pipeline_seconds(times, len(self.busy)) / len(self.busy)
 
     @property
+    def overhead(self) -> float | None:
+        """What a ubatch costs beside its tokens, in tokens: a / b of the slowest stage. None if there is nothing."""
+        slowest = max(self.busy, key=lambda stage: stage.seconds, default=None)
+        return slowest.cost.a / slowest.cost.b if slowest is not None and slowest.cost.b > 0 else None
+
+    @property
     def ts_line(self) -> str:
         """What to give to llama-server."""
         return "-ts " + ",".join(map(str, self.tensor_split))
@@ -104,6 +110,7 @@ class Plan:
             "sources": list(self.sources),
             "seconds": self.seconds,
             "bound_seconds": self.bound_seconds,
+            "ubatch_overhead_tokens": self.overhead,
             "stages": [{key: getattr(stage, key) for key in keys} for stage in self.stages],
         }
 
