@@ -6,10 +6,12 @@ links that lead out fail, and git's own files are left out (an archive may carry
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +21,9 @@ from turboprefill.progress import Advance
 from turboprefill.tool_errors import ToolError
 
 __all__ = ["ARCHIVE_SUFFIXES", "extract_tree"]
+
+# What the modules raise over damaged content. RuntimeError: encrypted, or packed in an unknown way.
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError)
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tar", ".zip")
 
@@ -64,7 +69,9 @@ def extract_tree(archive: Path, dest: Path, subtree: str | None, advance: Advanc
                 _write(path, entry)
                 n_files += 1
         _make_links(archive, dest, links)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+    except (*_DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, so not about the content
+            raise ToolError(f"cannot unpack {archive} into {dest.parent}: {error.strerror}.") from error
         msg = f"cannot unpack {archive}: {error}. Is it complete? Expected one of {', '.join(ARCHIVE_SUFFIXES)}."
         raise ToolError(msg) from error
     if not n_files:

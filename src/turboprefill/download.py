@@ -7,6 +7,7 @@ import os
 import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import IO
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -41,20 +42,27 @@ def fetch_sdist(sdist: Sdist, progress: Progress) -> Path:
             stays in the cache.
     """
     path = cache_dir() / "downloads" / sdist.filename
-    if path.exists():
-        if _sha256(path) == sdist.sha256:
-            progress.note(f"using {path}, downloaded before")
-            return path
-        progress.note(f"{path} does not have the pinned content; downloading it again")
-        path.unlink()
     try:
+        if path.exists():
+            if _sha256(path) == sdist.sha256:
+                progress.note(f"using {path}, downloaded before")
+                return path
+            progress.note(f"{path} does not have the pinned content; downloading it again")
+            path.unlink()
         path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{sdist.filename}-", dir=path.parent)
     except OSError as error:
         msg = f"cannot write to {path.parent}: {error.strerror}. Set TURBOPREFILL_CACHE to a folder of yours."
         raise DownloadError(msg) from error
-    with _session() as session:
-        url = _find(session, sdist)
-        _download(session, url, sdist, path, progress)
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file, _session() as session:
+            _download(session, _find(session, sdist), sdist, file, progress)
+        part.replace(path)
+    except OSError as error:  # also of the part that was still to be written
+        raise DownloadError(f"cannot write to {path.parent}: {error.strerror}. Nothing of it was kept.") from error
+    finally:
+        part.unlink(missing_ok=True)
     return path
 
 
@@ -86,14 +94,11 @@ def _find(session: requests.Session, sdist: Sdist) -> str:
     raise DownloadError(msg)
 
 
-def _download(session: requests.Session, url: str, sdist: Sdist, path: Path, progress: Progress) -> None:
+def _download(session: requests.Session, url: str, sdist: Sdist, file: IO[bytes], progress: Progress) -> None:
     digest = hashlib.sha256()
-    handle, name = tempfile.mkstemp(prefix=f".{sdist.filename}-", dir=path.parent)
-    part = Path(name)
     n_bytes = 0
     try:
         with (
-            os.fdopen(handle, "wb") as file,
             session.get(url, stream=True, timeout=_TIMEOUT) as reply,
             progress.task(f"downloading {sdist.filename} from {urlsplit(url).hostname}", "bytes") as advance,
         ):
@@ -104,17 +109,15 @@ def _download(session: requests.Session, url: str, sdist: Sdist, path: Path, pro
                 digest.update(piece)
                 n_bytes += len(piece)
                 advance(n_bytes, sdist.size)
+        file.flush()
         if digest.hexdigest() != sdist.sha256:
             raise DownloadError(_mismatch(url, sdist, n_bytes, digest.hexdigest()))
-        part.replace(path)
     except (requests.RequestException, TransferError, OSError) as error:
         msg = (
             f"downloading {_plain(url)} failed after {n_bytes} of {sdist.size} bytes: {_reason(error)}. "
             f"Nothing of it was kept. {_OTHER_WAYS}"
         )
         raise DownloadError(msg) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _mismatch(url: str, sdist: Sdist, n_bytes: int, found: str) -> str:

@@ -6,14 +6,15 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from turboprefill.tool_errors import ToolError
 
-__all__ = ["Captured", "CommandFailedError", "capture", "run"]
+__all__ = ["Captured", "CommandFailedError", "capture", "children_end", "run"]
 
 _TAIL = 15  # lines quoted when a command fails
 _PATIENCE = 5.0  # seconds between asking a process group to end and ending it
@@ -75,13 +76,11 @@ def run(
         on_line: called with every line of output (stdout and stderr together).
 
     Raises:
-        CommandFailedError: it could not be started, or failed.
+        CommandFailedError: it could not be started, or failed, or the log cannot be written.
     """
     tail: deque[str] = deque(maxlen=_TAIL)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file:
+    with _Log(log) as file:
         file.write(f"$ {subprocess.list2cmdline(command)}\n")
-        file.flush()
         try:
             process = subprocess.Popen(
                 list(command),
@@ -109,6 +108,70 @@ def run(
         file.write(f"[return code {code}]\n")
     if code:
         raise CommandFailedError(f"{command[0]} returned {code}", code, tail)
+
+
+class _Log:
+    """A file to append lines to; each is there at once. What goes wrong with it is a CommandFailedError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> _Log:
+        with self._errors():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # what could not be written was an error before
+            self._file.close()
+
+    def write(self, line: str) -> None:
+        with self._errors():
+            self._file.write(line)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CommandFailedError(f"cannot write {self._path}: {error.strerror}", None, ()) from error
+
+
+@contextlib.contextmanager
+def children_end() -> Iterator[None]:
+    """When Ctrl-C passes: processes that were started inside have ended before it goes on.
+
+    For libraries that start programs and forget them then. It looks into /proc, so on Linux only.
+    """
+    before = _descendants()
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        until = time.monotonic() + _PATIENCE
+        while left := _descendants() - before:
+            late = time.monotonic() > until
+            for pid in left:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+            if late:
+                break
+            time.sleep(0.02)
+        raise
+
+
+def _descendants() -> set[int]:
+    """Processes that descend from this one and still run."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
+            if state != "Z":
+                parents[int(stat.parent.name)] = int(parent)
+    found = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {os.getpid()}
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -19,6 +19,7 @@ from turboprefill.archives import ARCHIVE_SUFFIXES, extract_tree
 from turboprefill.download import fetch_sdist
 from turboprefill.hooktext import sha256_lf
 from turboprefill.pins import Base, Pins, load_pins
+from turboprefill.process import children_end
 from turboprefill.progress import Progress, Silent
 from turboprefill.tool_errors import DownloadError, RefusedError, ToolError
 from turboprefill.tree import Tree, match_base
@@ -83,7 +84,7 @@ def checkout(
             if not (replace and gitrepo.git_available() and gitrepo.made_here(dest)):
                 raise
             progress.note(f"{dest} is a checkout of another version, made by turboprefill: replacing it")
-    with _beside(dest) as temporary:
+    with _beside(dest) as temporary, children_end():
         if local:
             origin = _from_local(local, commit, base, temporary, progress)
         else:

@@ -7,6 +7,7 @@ this command line before there is one.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -58,6 +59,11 @@ class _Group(TyperGroup):
                 raise
             err.print(f"[bold red]error:[/] {escape(str(error))}")
             raise typer.Exit(getattr(error, "exit_code", 1)) from error
+        except OSError as error:  # a full disk, a folder that is not ours
+            if error.errno == errno.EPIPE or os.environ.get("TURBOPREFILL_TRACEBACK"):
+                raise  # who reads our output has gone
+            err.print(f"[bold red]error:[/] {escape(str(error))}")
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             err.print("[bold red]interrupted[/]")
             raise typer.Exit(INTERRUPTED) from error
@@ -124,6 +130,8 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command line with ``sys.argv`` and exit with one of the documented codes."""
     # Being asked to end is handled like Ctrl-C: what was begun is undone.
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _interrupt)
     forget_outer_repository()
     app(prog_name="turboprefill")

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from turboprefill.cli.console import err, out
+from turboprefill.tool_errors import ToolError
 
 __all__ = ["register"]
 
@@ -31,12 +32,15 @@ def make_model(
 
     with Progress(console=err, transient=True) as progress:
         task = progress.add_task(f"writing {preset}", total=None)
-        synth.write_model(
-            path,
-            preset,
-            n_layers=layers,
-            n_vocab=vocab,
-            seed=seed,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+        try:
+            synth.write_model(
+                path,
+                preset,
+                n_layers=layers,
+                n_vocab=vocab,
+                seed=seed,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        except OSError as error:  # NumPy's names neither the file nor the reason
+            raise ToolError(f"cannot write {path}: {error}. Is there room, and may you write there?") from error
     out.print(f"{escape(str(path))}: {path.stat().st_size / 1e6:,.1f} MB")
