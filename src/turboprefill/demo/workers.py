@@ -156,6 +156,20 @@ def _wait_until_listening(worker: _Worker) -> bool:
     deadline = time.monotonic() + _START_TIMEOUT
     while time.monotonic() < deadline and worker.process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
-            return True
+            if _has_socket(worker.process.pid, int(port)):
+                return True
         time.sleep(0.02)
     return False
+
+
+def _has_socket(pid: int, port: int) -> bool:
+    """Whether it is this process that listens on a port; another one may have taken it. True where /proc is not."""
+    table = Path("/proc/net/tcp")
+    if not table.is_file():
+        return True
+    lines = [line.split() for line in table.read_text().splitlines()]
+    ours = {f"socket:[{line[9]}]" for line in lines if line[3] == "0A" and line[1].endswith(f":{port:04X}")}
+    try:
+        return any(str(link.readlink()) in ours for link in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:  # it has ended
+        return False
