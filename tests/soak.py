@@ -135,6 +135,7 @@ class Soak:
         self.files = {preset: synth.write_model(folder / f"{preset}.gguf", preset) for preset in presets}
         self.names = virtual.load(str(randomrig.N_VIRTUAL))
         self.models: dict[str, tuple[Model, Model]] = {}
+        self.log: list[object] = []  # of the round at hand
         self.begun = time.monotonic()
         self.n_rounds = self.n_steps = self.n_failures = 0
 
@@ -162,13 +163,14 @@ class Soak:
     def round(self) -> None:
         """Random work on one model, then on two at once; nothing of it is open afterwards."""
         preset = self.rng.choice(list(self.files))
-        rig = randomrig.Rig(
-            self.models[preset], preset, random_options(self.rng), random_properties(self.rng), reference={}
-        )
+        options, properties = random_options(self.rng), random_properties(self.rng)
+        self.log = [preset, options, properties]
+        rig = randomrig.Rig(self.models[preset], preset, options, properties, reference={})
         with ExitStack() as stack:
             stack.callback(rig.close)
             for _ in range(N_STEPS):
-                rig.step(random_step(self.rng))
+                self.log.append(random_step(self.rng))
+                rig.step(self.log[-1])
                 self.n_steps += 1
             rig.check()
         rig.check_closed()
@@ -263,7 +265,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, Soak(Path(folder), seed=options.seed) as soak:
         next_sample = 0.0
         while time.monotonic() < end or len(samples) < 4:
-            soak.round()
+            try:
+                soak.round()
+            except BaseException:
+                out.print(f"round {soak.n_rounds} of seed {options.seed}:", *soak.log, sep="\n", markup=False)
+                raise
             if soak.n_rounds >= len(PRESETS) and time.monotonic() >= next_sample:
                 samples.append(soak.sample())
                 next_sample = time.monotonic() + 60 * options.minutes / 60
