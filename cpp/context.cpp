@@ -165,10 +165,11 @@ int32_t context::decode(const std::optional<i32_array> & tokens, const std::opti
     return ret;
 }
 
-void context::synchronize() {
+int32_t context::synchronize() {
     use u(*this);
-    llama_synchronize(*u);
+    const int32_t ret = llama_turboprefill_synchronize(*u);
     u.native->abort.rethrow();
+    return ret;
 }
 
 void context::copy_outputs(output_kind kind, const i32_array & rows, f32_array & out) {

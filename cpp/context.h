@@ -65,7 +65,7 @@ public:
     int32_t   decode(const std::optional<i32_array> & tokens, const std::optional<f32_array> & embd,
                      const i32_array & pos, const i32_array & n_seq_id, const i32_array & seq_id,
                      const i8_array & output);
-    void      synchronize();
+    int32_t   synchronize();
     void      copy_outputs(output_kind kind, const i32_array & rows, f32_array & out);
     py::array view_outputs(output_kind kind);
     py::array seq_embeddings(llama_seq_id seq_id);

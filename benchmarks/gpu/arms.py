@@ -15,10 +15,12 @@ class Arm:
     split: str
     env: Mapping[str, str] = field(default_factory=dict)
     peer: bool = True
+    own_ubatch: bool = False  # chooses the size itself: its results are those of another size
     baseline: str = "upstream"  # what its speed is divided by
 
 
-_TURBO = {"TURBOPREFILL": "1"}
+_AUTO = {"TURBOPREFILL": "1"}
+_TURBO = {**_AUTO, "TURBOPREFILL_SPLIT": "off"}
 ARMS = {
     arm.name: arm
     for arm in (
@@ -27,6 +29,7 @@ ARMS = {
         Arm("turbo", "turbo", "default", _TURBO),
         Arm("turbo-balanced", "turbo", "balanced", _TURBO),
         Arm("turbo-balanced-staged", "turbo", "balanced", {**_TURBO, "TURBOPREFILL_TRANSPORT": "staged"}),
+        Arm("turbo-auto", "turbo", "default", {**_AUTO, "TURBOPREFILL_UBATCH": "auto"}, own_ubatch=True),
         Arm("nopeer-upstream", "plain", "balanced", peer=False, baseline="nopeer-upstream"),
         Arm("nopeer-turbo", "turbo", "balanced", _TURBO, peer=False, baseline="nopeer-upstream"),
         Arm("single", "plain", "none"),
@@ -35,6 +38,7 @@ ARMS = {
 MAIN = ("upstream", "tuned", "turbo", "turbo-balanced")
 PEER = (*MAIN, "turbo-balanced-staged")
 ALL = tuple(ARMS)
+SAME = tuple(name for name, arm in ARMS.items() if not arm.own_ubatch)
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,17 @@ def cases(steps: set[str], models: Mapping[str, ModelSpec], *, small: bool = Fal
     if "correctness" in steps:
         for model in models:
             # the last call and the last ubatch of each call are partial ones
-            yield Case("correctness", model, 2500, 128, 1000, ALL, state=True, once=True)
+            yield Case("correctness", model, 2500, 128, 1000, SAME, state=True, once=True)
     if "dense" in steps:
         yield case("dense", "dense", 16384, 512, ALL)
-        yield case("dense", "dense", 16384, 128, ALL)
+        yield case("dense", "dense", 16384, 256, (*MAIN, "single"))
+        yield case("dense", "dense", 16384, 128, SAME)
+        yield case("dense", "dense", 4096, 512, ("upstream", "tuned", "turbo-auto"))
         yield case("dense", "dense", 4096, 256, (*MAIN, "single"))
-        yield case("dense", "dense", 32768, 512, (*MAIN, "single"))
+    if "sizes" in steps:
+        for n, sizes in ((16384, (192, 384)), (4096, (96, 128, 192, 384))):
+            for size in sizes:
+                yield case("sizes", "dense", n, size, ("tuned", "turbo-balanced"))
     for model in ("moe", "swa", "hybrid"):
         if model in steps:
             yield case(model, model, 16384, 512, (*(PEER if model == "moe" else MAIN), "single"))
@@ -104,6 +113,8 @@ def cases(steps: set[str], models: Mapping[str, ModelSpec], *, small: bool = Fal
     if "nbatch" in steps:
         yield case("nbatch", "dense", 16384, 512, MAIN, nb=2048)
     if "long" in steps:
-        yield case("long", "dense", 65536, 512, ("upstream", "tuned", "turbo-balanced", "single"))
+        yield case("long", "dense", 32768, 512, (*MAIN, "single"))
+        yield case("long", "dense", 65536, 512, ("upstream", "tuned", "turbo-balanced"))
+        yield case("long", "dense", 131072, 512, ("tuned", "turbo-balanced"))
     if "decode" in steps:
         yield case("decode", "dense", 2048, 512, ("upstream", "tuned", "turbo-balanced"), gen=128)

@@ -27,7 +27,20 @@ from results import Records, check
 from split import balanced_shares
 from table import render
 
-STEPS = ("build", "models", "correctness", "dense", "moe", "swa", "hybrid", "long", "decode", "memory", "nbatch")
+STEPS = (
+    "build",
+    "models",
+    "correctness",
+    "dense",
+    "moe",
+    "swa",
+    "hybrid",
+    "long",
+    "sizes",
+    "decode",
+    "memory",
+    "nbatch",
+)
 _START = time.monotonic()
 _RESERVE = 5.0  # seconds of the budget for tables and files
 _BUILD_GUESS, _WRITE = 110.0, 0.6e9  # seconds on 64 cores; bytes per second
@@ -86,7 +99,7 @@ def models_of(options: argparse.Namespace) -> dict[str, ModelSpec]:
         old = wanted[name]
         wanted[name] = ModelSpec(old.preset, int(count), old.speed * old.n_layer / int(count))
     families = {name for name in wanted if name in options.steps}
-    if {"long", "decode", "nbatch"} & set(options.steps) or ("correctness" in options.steps and not families):
+    if {"long", "sizes", "decode", "nbatch"} & set(options.steps) or ("correctness" in options.steps and not families):
         families.add("dense")
     return {name: spec for name, spec in wanted.items() if name in families}
 

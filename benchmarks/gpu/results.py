@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from arms import Case
+from arms import ARMS, Case
 from plan import Run
 
 Record = dict[str, Any]
@@ -126,6 +126,8 @@ def check(records: Iterable[Record]) -> list[tuple[str, bool]]:
     """For each prompt and ubatch size: a sentence, and whether all arms' results are the same bytes."""
     groups: dict[str, list[Record]] = {}
     for record in records:
+        if ARMS[record["arm"]].own_ubatch:
+            continue
         depth = record["n_depth"] or record["n_prompt"]
         groups.setdefault(f"{record['model_filename']} pp{depth} ub{record['n_ubatch']}", []).append(record)
     out = []

@@ -24,9 +24,19 @@ extern "C" {
 LLAMA_API void llama_turboprefill_set_enabled(struct llama_context * ctx, bool enabled);
 LLAMA_API bool llama_turboprefill_enabled(const struct llama_context * ctx);
 
+// Lets each llama_decode() choose a size of ubatches up to the context's n_ubatch, from the length of the prompt and the
+// number of devices. overhead: what a ubatch costs beyond its tokens, in tokens; 0 keeps n_ubatch. Results are those of the
+// standard path at the chosen size. The environment variable TURBOPREFILL_UBATCH sets the default: auto, auto:OVERHEAD, off.
+LLAMA_API void llama_turboprefill_set_auto_ubatch(struct llama_context * ctx, float overhead);
+
 // Why the last llama_decode() used the standard path for at least one of its ubatches, "" if it did not.
 // Valid until the next call on ctx.
 LLAMA_API const char * llama_turboprefill_reason(const struct llama_context * ctx);
+
+// As llama_synchronize(), and returns what the devices made of it: 0, or the code that the next llama_decode() would
+// return for ubatches whose own llama_decode() had returned already; that next one then does not.
+// The outputs of a prompt that failed are NaN.
+LLAMA_API int32_t llama_turboprefill_synchronize(struct llama_context * ctx);
 
 struct llama_turboprefill_stats {
     int64_t n_ubatches_pipelined; // since the context was created or its stats were reset,

@@ -1,4 +1,6 @@
 #include "turboprefill-context.h"
+#include "turboprefill-env.h"
+#include "turboprefill-ubatch.h"
 #include "turboprefill.h"
 
 #include "ggml-turboprefill.h"
@@ -22,19 +24,6 @@
 // environment
 //
 
-static std::string turboprefill_getenv(const char * name) {
-    const char * value = getenv(name);
-    std::string res = value ? value : "";
-    std::transform(res.begin(), res.end(), res.begin(), [](unsigned char c) { return std::tolower(c); });
-    return res;
-}
-
-// TURBOPREFILL
-static bool turboprefill_default_enabled() {
-    const std::string value = turboprefill_getenv("TURBOPREFILL");
-    return !(value.empty() || value == "0" || value == "false" || value == "off");
-}
-
 // TURBOPREFILL_SLOTS, TURBOPREFILL_HOST_MB, TURBOPREFILL_TRANSPORT
 static turboprefill_params turboprefill_default_params() {
     turboprefill_params params;
@@ -55,6 +44,21 @@ static turboprefill_params turboprefill_default_params() {
         LLAMA_LOG_WARN("%s: TURBOPREFILL_TRANSPORT=%s is not one of auto, peer, staged: using auto\n", __func__, transport.c_str());
     }
     return params;
+}
+
+// TURBOPREFILL_UBATCH: what a ubatch costs in tokens if its size is ours to choose, 0 if it is not
+static double turboprefill_default_ubatch_overhead() {
+    const std::string value = turboprefill_getenv("TURBOPREFILL_UBATCH");
+    if (value == "auto") {
+        return TURBOPREFILL_UBATCH_OVERHEAD;
+    }
+    if (value.compare(0, 5, "auto:") == 0 && atof(value.c_str() + 5) > 0) {
+        return atof(value.c_str() + 5);
+    }
+    if (!(value.empty() || value == "off" || value == "0")) {
+        LLAMA_LOG_WARN("%s: TURBOPREFILL_UBATCH=%s is not auto, auto:TOKENS or off: using off\n", __func__, value.c_str());
+    }
+    return 0;
 }
 
 //
@@ -87,9 +91,12 @@ struct llama_turboprefill {
     void sched_end();
 
     int32_t decode_begin();
+    void    choose_ubatch();
+    void    restore_ubatch();
     bool    process(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret, llm_graph_result *& res);
     void    submit();
     int32_t decode_end();
+    int32_t synchronize();
     void    drain();
     void    clear();
 
@@ -100,7 +107,9 @@ struct llama_turboprefill {
     void   trace_start();
     size_t trace_stop();
 
-    bool enabled = turboprefill_default_enabled();
+    bool enabled = turboprefill_env_enabled();
+
+    double ubatch_overhead = turboprefill_default_ubatch_overhead();
 
     std::string reason; // why ubatches of the last decode took the standard path
 
@@ -127,6 +136,10 @@ private:
 
     turboprefill_slot * slot = nullptr; // captured, its results not yet asked for
 
+    uint32_t n_devices      = 0; // that the pipeline has
+    uint32_t n_ubatch       = 0; // the context's own while another is used, else 0
+    uint64_t n_tokens_begun = 0; // decoded since nothing was in flight
+
     ggml_status status_late = GGML_STATUS_SUCCESS; // of ubatches whose decode had returned
 
     const char * why_not(const llama_ubatch & ubatch, llm_graph_type gtype, const llama_memory_context_i * mctx) const;
@@ -137,6 +150,7 @@ private:
     void        undo_regroup(bool pipeline_parallel);
     void        cancel();
     void        note_late(ggml_status status);
+    void        spoil_outputs();
     ggml_status take_late();
     void        count_standard(const llama_ubatch & ubatch, const char * why);
     ggml_status recover();
@@ -243,6 +257,7 @@ void llama_turboprefill::sched_end() {
 
     if (engine) {
         entries.resize(turboprefill_get_stats(engine).n_slots);
+        n_devices = turboprefill_n_devices(ctx.sched.get());
         LLAMA_LOG_INFO("%s: TurboPrefill: prefill is pipelined, %d slots\n", __func__, (int) entries.size());
     } else {
         LLAMA_LOG_WARN("%s: TurboPrefill: standard path: %s\n", __func__, why_no_engine.c_str());
@@ -372,7 +387,27 @@ void llama_turboprefill::drain() {
     }
     submit();
     turboprefill_drain(engine);
-    note_late(recover());
+    const ggml_status status = recover();
+    if (status != GGML_STATUS_SUCCESS) {
+        spoil_outputs();
+        note_late(status);
+    }
+}
+
+// the caller is about to read results that were never made: nothing there may be taken for them
+void llama_turboprefill::spoil_outputs() {
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    std::fill_n(ctx.logits.data, ctx.logits.data ? ctx.logits.size : 0, nan);
+    std::fill_n(ctx.embd.data,   ctx.embd.data   ? ctx.embd.size   : 0, nan);
+    for (auto & [seq_id, embd] : ctx.embd_seq) {
+        GGML_UNUSED(seq_id);
+        std::fill(embd.begin(), embd.end(), nan);
+    }
+}
+
+int32_t llama_turboprefill::synchronize() {
+    ctx.synchronize();
+    return turboprefill_decode_code(take_late());
 }
 
 // stays for the next decode to report, which is the first call that can
@@ -403,6 +438,28 @@ int32_t llama_turboprefill::decode_begin() {
         LLAMA_LOG_ERROR("%s: ubatches of an earlier decode failed with status %d; nothing of this one was computed\n", __func__, status);
     }
     return turboprefill_decode_code(status);
+}
+
+// for the batch that is about to be cut into ubatches
+void llama_turboprefill::choose_ubatch() {
+    if (!enabled || !engine || ubatch_overhead <= 0 || !ctx.cparams.causal_attn || ctx.cparams.embeddings) {
+        return;
+    }
+    if (turboprefill_idle(engine)) {
+        n_tokens_begun = 0;
+    }
+    // a prompt in several calls keeps the pipeline filled between them: that is paid for once
+    n_tokens_begun += ctx.balloc->get_n_tokens();
+
+    n_ubatch = ctx.cparams.n_ubatch;
+    ctx.cparams.n_ubatch = turboprefill_choose_ubatch(n_tokens_begun, n_devices, n_ubatch, ubatch_overhead);
+}
+
+void llama_turboprefill::restore_ubatch() {
+    if (n_ubatch != 0) {
+        ctx.cparams.n_ubatch = n_ubatch;
+        n_ubatch = 0;
+    }
 }
 
 int32_t llama_turboprefill::decode_end() {
@@ -647,6 +704,14 @@ bool llama_turboprefill_process(llama_context & ctx, const llama_ubatch & ubatch
     return llama_turboprefill::make(ctx).process(ubatch, (llm_graph_type) gtype, mctx, ret, res);
 }
 
+llama_turboprefill_ubatch_choice::llama_turboprefill_ubatch_choice(llama_context & ctx) : ctx(ctx) {
+    llama_turboprefill::make(ctx).choose_ubatch();
+}
+
+llama_turboprefill_ubatch_choice::~llama_turboprefill_ubatch_choice() {
+    llama_turboprefill::make(ctx).restore_ubatch();
+}
+
 void llama_turboprefill_submit(llama_context & ctx) {
     llama_turboprefill::make(ctx).submit();
 }
@@ -687,6 +752,10 @@ void llama_turboprefill_clear_memory(llama_memory_i * memory) {
 // API
 //
 
+void llama_turboprefill_set_auto_ubatch(llama_context * ctx, float overhead) {
+    llama_turboprefill::make(*ctx).ubatch_overhead = overhead;
+}
+
 void llama_turboprefill_set_enabled(llama_context * ctx, bool enabled) {
     try {
         llama_turboprefill::make(*ctx).set_enabled(enabled);
@@ -697,7 +766,11 @@ void llama_turboprefill_set_enabled(llama_context * ctx, bool enabled) {
 
 bool llama_turboprefill_enabled(const llama_context * ctx) {
     const auto * tp = llama_turboprefill::get(*ctx);
-    return tp ? tp->enabled : turboprefill_default_enabled();
+    return tp ? tp->enabled : turboprefill_env_enabled();
+}
+
+int32_t llama_turboprefill_synchronize(llama_context * ctx) {
+    return llama_turboprefill::make(*ctx).synchronize();
 }
 
 const char * llama_turboprefill_reason(const llama_context * ctx) {

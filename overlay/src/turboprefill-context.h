@@ -22,6 +22,14 @@ void llama_turboprefill_sched_end  (llama_context & ctx);
 // != 0: a device failed since the last call; return this from llama_decode()
 int32_t llama_turboprefill_decode_begin(llama_context & ctx);
 
+// while it lives, the context cuts batches into ubatches of the size that suits the pipeline, if that was asked for
+struct llama_turboprefill_ubatch_choice {
+    explicit llama_turboprefill_ubatch_choice(llama_context & ctx);
+    ~llama_turboprefill_ubatch_choice();
+
+    llama_context & ctx;
+};
+
 // true: this ubatch was taken, with its result in res, or nullptr and the status in ret. false: it is upstream's
 bool llama_turboprefill_process(llama_context & ctx, const llama_ubatch & ubatch, int gtype, llama_memory_context_i * mctx,
         ggml_status & ret, llm_graph_result *& res);

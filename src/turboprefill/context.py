@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from turboprefill import log, state
-from turboprefill.decode_errors import ABORTED, decode_error
+from turboprefill.decode_errors import ABORTED, decode_error, late_error
 from turboprefill.errors import ContextCreationError, InvalidInputError, StateError
 from turboprefill.inputs import Batch, Inputs, Limits, LogitsSelection, SeqIds, make_batch
 from turboprefill.memory import Memory
@@ -152,6 +152,7 @@ class Context(Monitored):
 
         Raises:
             InvalidInputError: this context makes no logits (embedding models, pooled embeddings).
+            DecodeError: as :meth:`synchronize`.
             ClosedError: the context is closed.
         """
         if _LOGITS not in self._widths:
@@ -170,11 +171,13 @@ class Context(Monitored):
 
         Raises:
             InvalidInputError: this context makes no embeddings, or none of this sequence.
+            DecodeError: as :meth:`synchronize`.
             ClosedError: the context is closed.
         """
         if self._pooled:
             if seq_id is None:
                 raise InvalidInputError("embeddings are pooled in this context; pass seq_id")
+            self.synchronize()
             return self._native.seq_embeddings(seq_id)
         if _EMBEDDINGS not in self._widths:
             raise InvalidInputError("this context makes no embeddings; create it with embeddings=True")
@@ -190,10 +193,15 @@ class Context(Monitored):
         """Wait until everything that was decoded is computed.
 
         Raises:
+            DecodeError: a device failed after its ``decode_batch`` had returned, of the class that this would have
+                raised. Memory then holds what was computed, and there are no outputs.
             ClosedError: the context is closed.
         """
-        with log.capture():
-            self._native.synchronize()
+        with log.capture() as captured:
+            code = self._native.synchronize()
+        if code != 0:
+            self._outputs = Outputs(self._native, self._widths)
+            raise late_error(code, captured)
 
     def generate(self, prompt_tokens: Inputs, max_tokens: int, seq_id: int = 0) -> Iterator[int]:
         """Continue a sequence greedily: of equal logits the lowest token id.

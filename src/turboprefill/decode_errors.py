@@ -9,7 +9,7 @@ from turboprefill.errors import AbortedError, DecodeError, FatalDecodeError, Inv
 if TYPE_CHECKING:
     from turboprefill.log import Captured
 
-__all__ = ["ABORTED", "decode_error"]
+__all__ = ["ABORTED", "decode_error", "late_error"]
 
 ABORTED = 2
 
@@ -24,6 +24,17 @@ _FATAL = (FatalDecodeError, "a computation failed; see the log turboprefill.llam
 def decode_error(code: int, captured: Captured, n_decoded: int) -> DecodeError:
     """The exception for a return code other than 0."""
     kind, meaning = _MEANINGS.get(code, _FATAL)
-    reason = "" if code == ABORTED else f": {captured.reason}"
-    msg = f"llama_decode returned {code} after {n_decoded} tokens, {meaning}{reason}"
+    msg = f"llama_decode returned {code} after {n_decoded} tokens, {meaning}{_reason(code, captured)}"
     return kind(msg, code=code, log=str(captured), n_decoded=n_decoded)
+
+
+def late_error(code: int, captured: Captured) -> DecodeError:
+    """The exception for a device that failed after its ``llama_decode`` had returned."""
+    kind, meaning = _MEANINGS.get(code, _FATAL)
+    kept = "context.memory holds what was computed"
+    msg = f"a device failed with code {code} after the decode had returned, {kept}; {meaning}{_reason(code, captured)}"
+    return kind(msg, code=code, log=str(captured), n_decoded=0)
+
+
+def _reason(code: int, captured: Captured) -> str:
+    return "" if code == ABORTED else f": {captured.reason}"

@@ -75,6 +75,9 @@ struct turboprefill_failure {
 // What the scheduler's last reserved graph says about pipelining: nullptr if it fits, else the reason why not.
 GGML_API const char * turboprefill_why_not(ggml_backend_sched_t sched);
 
+// devices that multiply in that graph: the lookup of token embeddings, which the CPU does, is not worth a stage
+GGML_API int turboprefill_n_devices(ggml_backend_sched_t sched);
+
 // true if that graph goes back to a device that it had left
 GGML_API bool turboprefill_repeats_devices(ggml_backend_sched_t sched);
 

@@ -366,7 +366,13 @@ static void turboprefill_work(turboprefill_engine * engine, int s) {
             if (split.stage == s) {
                 has_split = true;
                 if (!turboprefill_failed(engine, u)) {
-                    turboprefill_replay(engine, slot, split);
+                    try {
+                        turboprefill_replay(engine, slot, split);
+                    } catch (const std::exception & err) {
+                        // of a backend; upstream's caller would get it, here it would end the process
+                        GGML_LOG_ERROR("%s: %s\n", __func__, err.what());
+                        turboprefill_fail(engine, stage, u, GGML_STATUS_FAILED);
+                    }
                 }
             }
         }

@@ -1,0 +1,176 @@
+#include "turboprefill-split.h"
+#include "turboprefill-env.h"
+
+#include "ggml-backend.h"
+
+#include "llama-impl.h"
+#include "llama-model.h"
+#include "llama-model-loader.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <string>
+
+// of a device's free memory, for weights: the KV cache and compute buffers are not known yet
+static const double TURBOPREFILL_WEIGHTS_SHARE = 0.75;
+
+// what is placed as one: a layer, or at the end the output
+struct turboprefill_unit {
+    double cost  = 0; // of a prompt's token: parameters that it is multiplied with
+    double bytes = 0;
+};
+
+// the number of layers including those for multi-token prediction, which is called so since July 2026
+template <typename T> static auto turboprefill_n_layer(const T & hparams, int)  -> decltype((int) hparams.n_layer_all) { return hparams.n_layer_all; }
+template <typename T> static auto turboprefill_n_layer(const T & hparams, long) -> decltype((int) hparams.n_layer)     { return hparams.n_layer; }
+
+// per layer since September 2026
+template <typename T> static auto turboprefill_n_expert_used(const T & hparams, int il, int)     -> decltype((double) hparams.n_expert_used(il)) { return hparams.n_expert_used(il); }
+template <typename T> static auto turboprefill_n_expert_used(const T & hparams, int /*il*/, long) -> decltype((double) hparams.n_expert_used)    { return hparams.n_expert_used; }
+
+// layers with their weights, from the file: the tensors of the model do not exist yet
+static std::vector<turboprefill_unit> turboprefill_units(const llama_model & model, const llama_model_loader & ml) {
+    const int n_layer = turboprefill_n_layer(model.hparams, 0);
+
+    std::vector<turboprefill_unit> units(n_layer + 1);
+    double bytes_embd = 0;
+
+    for (const auto & it : ml.weights_map) {
+        const std::string & name   = it.first;
+        const ggml_tensor * tensor = it.second.tensor;
+
+        int il = -1;
+        if (sscanf(name.c_str(), "blk.%d.", &il) == 1 && il >= 0 && il < n_layer) {
+            units[il].bytes += ggml_nbytes(tensor);
+            // a mixture of experts multiplies with some of them. the last layer does so only for the tokens whose results
+            // are asked for, after its attention: one of a prompt
+            const bool experts = name.find("_exps.") != std::string::npos;
+            const bool ffn     = name.find(".ffn_")  != std::string::npos;
+            const double used  = experts && model.hparams.n_expert > 0 ? turboprefill_n_expert_used(model.hparams, il, 0)/model.hparams.n_expert : 1.0;
+            if (!(ffn && il == n_layer - 1)) {
+                units[il].cost += used*ggml_nelements(tensor);
+            }
+        } else if (name == "token_embd.weight") {
+            bytes_embd = ggml_nbytes(tensor);
+        } else if (name.compare(0, 6, "output") == 0) {
+            units[n_layer].bytes += ggml_nbytes(tensor);
+        }
+    }
+    if (ml.weights_map.count("output.weight") == 0) {
+        units[n_layer].bytes += bytes_embd; // the embeddings are used as output, and copied for that
+    }
+    return units;
+}
+
+// contiguous units per device: the slowest device as fast as can be, and of those the most even. empty: it does not fit
+static std::vector<int> turboprefill_balance(const std::vector<turboprefill_unit> & units, const std::vector<double> & memory) {
+    const int n_units = units.size();
+    const int n_dev   = memory.size();
+    const double inf  = std::numeric_limits<double>::infinity();
+
+    std::vector<double> cost(n_units + 1, 0), bytes(n_units + 1, 0); // of the first units
+    for (int i = 0; i < n_units; i++) {
+        cost [i + 1] = cost [i] + units[i].cost;
+        bytes[i + 1] = bytes[i] + units[i].bytes;
+    }
+
+    // best[d][k]: of the first k units on the first d devices. once for the maximum of the costs, then for the sum of squares
+    double limit = inf;
+    std::vector<std::vector<int>> from;
+    for (const bool squares : { false, true }) {
+        std::vector<std::vector<double>> best(n_dev + 1, std::vector<double>(n_units + 1, inf));
+        from.assign(n_dev + 1, std::vector<int>(n_units + 1, -1));
+        best[0][0] = 0;
+        for (int d = 1; d <= n_dev; d++) {
+            for (int k = 0; k <= n_units; k++) {
+                for (int j = 0; j <= k; j++) {
+                    const double c = cost[k] - cost[j];
+                    if (bytes[k] - bytes[j] > memory[d - 1] || c > limit) {
+                        continue;
+                    }
+                    const double value = squares ? best[d - 1][j] + c*c : std::max(best[d - 1][j], c);
+                    if (value < best[d][k]) {
+                        best[d][k] = value;
+                        from[d][k] = j;
+                    }
+                }
+            }
+        }
+        if (best[n_dev][n_units] == inf) {
+            return {};
+        }
+        limit = best[n_dev][n_units]*(1 + 1e-9);
+    }
+
+    std::vector<int> counts(n_dev);
+    for (int d = n_dev, k = n_units; d > 0; d--) {
+        counts[d - 1] = k - from[d][k];
+        k = from[d][k];
+    }
+    return counts;
+}
+
+// nothing is known about their speed, but it is the same
+static bool turboprefill_one_kind(const llama_model & model) {
+    const auto memory = [](ggml_backend_dev_t dev) {
+        size_t free, total;
+        ggml_backend_dev_memory(dev, &free, &total);
+        return (double) total;
+    };
+    ggml_backend_dev_t first = model.devices[0].dev;
+    for (const auto & device : model.devices) {
+        const bool named = strcmp(ggml_backend_dev_description(device.dev), ggml_backend_dev_description(first)) == 0;
+        const bool sized = std::fabs(memory(device.dev) - memory(first)) <= 0.02*memory(first);
+        if (ggml_backend_dev_backend_reg(device.dev) != ggml_backend_dev_backend_reg(first) || !(named || sized)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void llama_turboprefill_split(const llama_model & model, const llama_model_loader & ml, std::vector<float> & splits) {
+    if (!turboprefill_env_enabled() || turboprefill_getenv("TURBOPREFILL_SPLIT") == "off" ||
+            model.split_mode() != LLAMA_SPLIT_MODE_LAYER || splits.size() < 2) {
+        return;
+    }
+    if (!turboprefill_one_kind(model)) {
+        LLAMA_LOG_INFO("%s: TurboPrefill: the devices are of several kinds, their layers stay as they are; "
+                "`turboprefill plan` measures and gives a -ts\n", __func__);
+        return;
+    }
+
+    std::vector<turboprefill_unit> units = turboprefill_units(model, ml);
+    const size_t n_gpu_layers = model.n_gpu_layers();
+    if (n_gpu_layers < units.size()) {
+        units.erase(units.begin(), units.end() - n_gpu_layers); // the first layers stay on the CPU
+    }
+
+    double bytes_all = 0, free_all = 0;
+    for (const auto & unit : units) {
+        bytes_all += unit.bytes;
+    }
+    for (const float free : splits) {
+        free_all += free;
+    }
+    std::vector<double> memory;
+    for (const float free : splits) {
+        // never fuller than by default, unless there is plenty
+        memory.push_back(std::max(TURBOPREFILL_WEIGHTS_SHARE*free, bytes_all*free/free_all));
+    }
+
+    const std::vector<int> counts = turboprefill_balance(units, memory);
+    if (counts.empty()) {
+        LLAMA_LOG_INFO("%s: TurboPrefill: memory is too short to balance the layers\n", __func__);
+        return;
+    }
+    std::string text;
+    for (size_t i = 0; i < counts.size(); i++) {
+        splits[i] = counts[i];
+        text += (i ? "," : "") + std::to_string(counts[i]);
+    }
+    LLAMA_LOG_INFO("%s: TurboPrefill: layers per device %s, as -ts %s would; TURBOPREFILL_SPLIT=off leaves it to llama.cpp\n",
+            __func__, text.c_str(), text.c_str());
+}

@@ -1,0 +1,32 @@
+#include "turboprefill-ubatch.h"
+
+#include <limits>
+
+static double turboprefill_time(uint32_t n_tokens, uint32_t n_stages, uint32_t size, double overhead) {
+    const uint32_t n_full  = n_tokens/size;
+    const uint32_t rest    = n_tokens%size;
+    const double   largest = overhead + (n_full > 0 ? size : rest);
+    return n_full*(overhead + size) + (rest > 0 ? overhead + rest : 0) + (n_stages - 1)*largest;
+}
+
+uint32_t turboprefill_choose_ubatch(uint32_t n_tokens, uint32_t n_stages, uint32_t n_ubatch, double overhead) {
+    uint32_t best = n_ubatch;
+    double   time = std::numeric_limits<double>::infinity();
+
+    const auto consider = [&](uint32_t size) {
+        const double t = turboprefill_time(n_tokens, n_stages, size, overhead);
+        if (t <= time) { // of equals the larger one
+            time = t;
+            best = size;
+        }
+    };
+    // powers of two, and one and a half times these
+    for (uint32_t size = 32; size < n_ubatch; size *= 2) {
+        consider(size);
+        if (size >= 64 && size + size/2 < n_ubatch) {
+            consider(size + size/2);
+        }
+    }
+    consider(n_ubatch);
+    return best;
+}

@@ -1,0 +1,17 @@
+// TurboPrefill: the size of ubatches, if it is left to us (TURBOPREFILL_UBATCH=auto)
+//
+// Small ubatches fill the pipeline soon and empty it soon, large ones are computed faster per token. A ubatch of c tokens
+// takes a + b*c; with h = a/b, the tokens that could be computed while a ubatch is launched, N ubatches on S stages take
+//     (sum of (h + c_i) + (S - 1)*max (h + c_i))/S
+// and the best size depends on the prompt, the number of stages and h alone. It is chosen without measuring anything at
+// run time: another size rounds differently, and a prompt should give the same bits on every day.
+
+#pragma once
+
+#include <cstdint>
+
+// h of a large model on a data-center GPU, measured: docs/planner.md. `turboprefill plan --calibrate` finds yours
+#define TURBOPREFILL_UBATCH_OVERHEAD 40
+
+// the best size for n_tokens on n_stages, of those that kernels like, at most n_ubatch
+uint32_t turboprefill_choose_ubatch(uint32_t n_tokens, uint32_t n_stages, uint32_t n_ubatch, double overhead);

@@ -1,0 +1,69 @@
+"""TURBOPREFILL_UBATCH: the size of ubatches follows the prompt, and the results are those of that size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from turboprefill import Model, virtual
+from turboprefill.demo import synth
+
+N_UBATCH = 128
+SIZES = (32, 64, 96, N_UBATCH)
+N_DEVICES = 3
+OVERHEAD = 16
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ubatch") / "tiny.gguf"
+    synth.write_model(path, "tiny", n_layers=6)
+    with Model(path, devices=virtual.load(str(N_DEVICES)), tensor_split=[2, 2, 3]) as model:
+        yield model
+
+
+def best(n_tokens: int) -> int:
+    """The size with the least time of a pipeline; of equals the largest."""
+
+    def time(size: int) -> float:
+        ubatches = [size] * (n_tokens // size) + ([n_tokens % size] if n_tokens % size else [])
+        return sum(OVERHEAD + c for c in ubatches) + (N_DEVICES - 1) * (OVERHEAD + max(ubatches))
+
+    return min(SIZES, key=lambda size: (time(size), -size))
+
+
+def read(model: Model, prompt: list[int], n_ubatch: int, n_batch: int, **options) -> tuple[bytes, bytes, int]:
+    with model.context(
+        n_ctx=1024, n_batch=n_batch, n_ubatch=n_ubatch, n_threads=1, n_threads_batch=1, **options
+    ) as ctx:
+        ctx.decode_batch(prompt)
+        return ctx.logits().tobytes(), ctx.state(), ctx.stats().n_ubatches_pipelined
+
+
+@pytest.mark.parametrize("n_tokens", [40, 100, 200, 513, 900])
+def test_results_are_those_of_the_standard_path_at_the_size_that_is_best(model, monkeypatch, n_tokens) -> None:
+    prompt = np.random.default_rng(n_tokens).integers(300, 1000, n_tokens).tolist()
+    want = read(model, prompt, best(n_tokens), 1024, turboprefill=False)
+    monkeypatch.setenv("TURBOPREFILL_UBATCH", f"auto:{OVERHEAD}")
+    got = read(model, prompt, N_UBATCH, 1024, turboprefill=True)
+    assert got[:2] == want[:2]
+    n_ubatches = -(-n_tokens // best(n_tokens))
+    assert got[2] == (n_ubatches if n_ubatches > 1 else 0)  # one alone has nothing to overlap with
+
+
+def test_sizes_differ_between_prompts() -> None:
+    assert len({best(n) for n in (40, 200, 900)}) > 1
+
+
+def test_a_prompt_in_several_calls_gets_larger_ubatches_as_it_goes_on(model, monkeypatch) -> None:
+    prompt = np.random.default_rng(1).integers(300, 1000, 768).tolist()
+    monkeypatch.setenv("TURBOPREFILL_UBATCH", f"auto:{OVERHEAD}")
+    _, _, n_ubatches = read(model, prompt, N_UBATCH, 256, turboprefill=True)
+    assert n_ubatches == sum(-(-256 // best(n)) for n in (256, 512, 768))
+
+
+@pytest.mark.parametrize("value", ["", "off", "fast"])
+def test_the_context_s_own_size_otherwise(model, monkeypatch, value) -> None:
+    prompt = np.random.default_rng(2).integers(300, 1000, 300).tolist()
+    monkeypatch.setenv("TURBOPREFILL_UBATCH", value)
+    assert read(model, prompt, N_UBATCH, 1024, turboprefill=True)[2] == 3
