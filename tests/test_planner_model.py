@@ -132,6 +132,20 @@ def test_a_planned_model_computes_the_same_bits_as_any_split(virtual_names, mode
     assert outcome(plan.tensor_split, turboprefill=True) == reference
 
 
+def test_a_large_vocabulary_is_skipped_and_not_lost(model_file) -> None:
+    import gguf
+
+    from turboprefill.planner.gguf_header import HeaderReader
+
+    path = model_file("tiny", n_vocab=5000)
+    ours, theirs = HeaderReader(path), gguf.GGUFReader(path)
+    assert [t.name for t in ours.tensors] == [t.name for t in theirs.tensors]
+    assert [t.data_offset for t in ours.tensors] == [t.data_offset for t in theirs.tensors]
+    assert set(ours.fields) == set(theirs.fields)
+    assert len(ours.fields["tokenizer.ggml.tokens"].data) == 0 < len(theirs.fields["tokenizer.ggml.tokens"].data)
+    assert read_facts(path).n_vocab == 5000
+
+
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     for content in (b"", b"GGUF", b"no model at all"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,19 +47,17 @@ def read_facts(path: str | os.PathLike[str]) -> ModelFacts:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[Tensor]]:
-    import gguf
+    from turboprefill.planner.gguf_header import HeaderReader
 
     try:
-        reader = gguf.GGUFReader(path)
+        reader = HeaderReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
-        if "tokenizer.ggml.tokens" in reader.fields:
-            fields["n_tokens"] = len(reader.fields["tokenizer.ggml.tokens"].data)
         tensors = _tensors(reader)
         if (match := _PART.search(path.name)) and match[1] == "00001":
             for number in range(2, int(match[2]) + 1):
                 part = path.with_name(path.name.replace(match[0], f"-{number:05d}-of-{match[2]}.gguf"))
-                tensors += _tensors(gguf.GGUFReader(part))
-    except (OSError, ValueError, IndexError, KeyError) as error:
+                tensors += _tensors(HeaderReader(part))
+    except (OSError, ValueError, IndexError, KeyError, struct.error) as error:
         raise PlanError(f"cannot read {path} as a GGUF model: {error}") from error
     return fields, tensors
 
@@ -140,7 +139,7 @@ def facts_of(name: str, fields: Mapping[str, Any], tensors: Iterable[Tensor]) ->
         n_embd=meta.number("embedding_length"),
         n_ff=max(meta.number("feed_forward_length"), n_used * meta.number("expert_feed_forward_length")),
         n_head=max(heads, default=0),
-        n_vocab=embedding[1][-1] if embedding[2] else int(fields.get("n_tokens", 0)),
+        n_vocab=embedding[1][-1],
         n_ctx_train=meta.number("context_length"),
         n_expert=n_expert,
         n_expert_used=n_used,
