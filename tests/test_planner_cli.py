@@ -92,3 +92,59 @@ def test_rows_that_make_no_sense(tmp_path: Path, row: dict) -> None:
     done = run("plan", "tiny", "--devices", table)
     assert done.exit_code == 1, done.output
     assert "Traceback" not in done.output
+
+
+def test_the_devices_of_a_plan_can_be_used_again(tmp_path: Path) -> None:
+    for devices in ("2xH200,1xRTX4090@0.5", "2x24GB,1x48GB@2"):
+        first = run("plan", "demo", "--devices", devices, "--json").stdout
+        again = tmp_path / "again.json"
+        again.write_text(first)
+        assert json.loads(run("plan", "demo", "--devices", again, "--json").stdout) == json.loads(first)
+
+
+def test_a_prediction_needs_no_gpu(tmp_path: Path) -> None:
+    done = run("simulate", "llama70", "--devices", "8xH200", "--link", "nvlink", "--json")
+    assert done.exit_code == 0, done.output
+    data = json.loads(done.stdout)
+    assert data["sources"] == ["H200, measured"]
+    (point,) = data["points"]
+    assert point["n_devices"] == 8
+    assert point["tok_per_s"] == pytest.approx(16384 / point["seconds"])
+    assert 0.5 < point["devices_busy"] < 1
+    words = " ".join(run("simulate", "llama70", "--devices", "8xH200", "--link", "nvlink").stdout.split())
+    assert "one more device like the last" in words
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [("gpus", "one more adds less"), ("prompt", "llama.cpp"), ("ubatch", "read this prompt fastest")],
+)
+def test_sweeps_are_drawn(tmp_path: Path, sweep: str, words: str) -> None:
+    picture = tmp_path / "sweep.png"
+    done = run("simulate", "llama8", "--devices", "2xH200", "--sweep", sweep, "--most", 6, "--out", picture)
+    assert done.exit_code == 0, done.output
+    assert words in " ".join(done.stdout.split())
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_devices_of_unknown_speed_are_only_compared(tmp_path: Path) -> None:
+    done = run("simulate", "llama8", "--devices", "2x80GB", "--sweep", "gpus", "--most", 3)
+    assert done.exit_code == 0, done.output
+    assert "relative" in done.stdout
+    assert "tok/s" not in done.stdout
+
+
+def test_a_link_of_a_table(tmp_path: Path) -> None:
+    table = tmp_path / "devices.json"
+    rows = {"devices": [{"card": "H200", "count": 4}], "link": {"bandwidth_gbs": 3, "latency_us": 5}}
+    table.write_text(json.dumps(rows))
+    data = json.loads(run("simulate", "llama8", "--devices", table, "--json").stdout)
+    assert data["link"] == {"bandwidth": 3e9, "latency": 5e-6, "staged": True}
+    data = json.loads(run("simulate", "llama8", "--devices", table, "--link", "nvlink", "--json").stdout)
+    assert data["link"]["bandwidth"] == 360e9
+
+
+@pytest.mark.parametrize("options", [("--sweep", "layers"), ("--n-ubatch", "large"), ("--out", "x.png")])
+def test_options_that_make_no_sense(options: tuple[str, ...]) -> None:
+    done = run("simulate", "llama8", "--devices", "2xH200", *options)
+    assert done.exit_code == 2, done.output

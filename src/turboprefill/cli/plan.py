@@ -70,7 +70,10 @@ def plan(
         made = make_plan(facts, places, needs, prompt)
     usual = default_plan(facts, places, needs, made.n_prompt)
     if as_json:
-        typer.echo(json.dumps({"model": facts.name, **made.as_json(), "default": usual.as_json()}, indent=2))
+        table = [place.as_row() for place in places]  # which --devices takes again
+        typer.echo(
+            json.dumps({"model": facts.name, **made.as_json(), "default": usual.as_json(), "devices": table}, indent=2)
+        )
     else:
         _show(facts, made, usual)
     if out_file is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,6 +89,11 @@ def simulate(
         typer.echo(json.dumps({"model": facts.name, "link": asdict(way), "sources": sources, "points": rows}, indent=2))
     else:
         _show(facts.name, places, way, points, sweep)
+        if sweep is None and points[0].seconds:
+            more = predict(
+                facts, [*places, replace(places[-1], name="more")], way, prompt, needs=needs, n_ubatch=ubatch
+            )
+            out.print(f"one more device like the last: {more.speed / points[0].speed:.2f}x")
     if out_file is not None:
         _draw(out_file, facts.name, points, sweep)
         err.print(f"picture: {escape(str(out_file))}")

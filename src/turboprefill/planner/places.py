@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ _HEADROOM = 0.02  # of a device's free memory is left: drivers and kernels take 
 _UNITS = {"gb": 10**9, "gib": 2**30, "mb": 10**6, "mib": 2**20}
 _PART = re.compile(r"(?:(\d+)\s*x\s*)?([^@*]+?)(?:@([\d.]+))?", re.IGNORECASE)
 _MEMORY = re.compile(r"([\d.]+)\s*(gb|gib|mb|mib)", re.IGNORECASE)
-_KEYS = {"name", "count", "memory_gb", "speed", "card", "tflops", "bandwidth_gbs", "rates"}
+_KEYS = {"name", "count", "memory_gb", "speed", "card", "tflops", "bandwidth_gbs", "rates", "source"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,15 @@ class Place:
     def timed(self) -> bool:
         """Whether the rates are seconds, rather than ratios to the other devices."""
         return self.source != RELATIVE
+
+    def as_row(self) -> dict[str, Any]:
+        """The device as a row of a table that :func:`from_table` reads."""
+        row: dict[str, Any] = {"name": self.name}
+        if self.memory is not None:
+            row["memory_gb"] = self.memory / 1e9
+        if self.timed:
+            return {**row, "rates": asdict(self.rates), "source": self.source}
+        return {**row, "speed": REFERENCE.per_flop / self.rates.per_flop if self.rates.per_flop else 1.0}
 
 
 def from_devices(devices: Sequence[Device]) -> list[Place]:
@@ -145,7 +154,7 @@ def _row(row: Mapping[str, Any], name: str) -> Place:
         memory = None if row.get("memory_gb") is None else int(float(row["memory_gb"]) * 1e9)
         if "rates" in row:
             rates = Rates(**{key: float(value) for key, value in row["rates"].items()})
-            return Place(name, memory, rates.slower(1 / speed), "measured")
+            return Place(name, memory, rates.slower(1 / speed), str(row.get("source", "measured")))
         if "card" in row:
             card = find_card(str(row["card"]))
             if card is None:
