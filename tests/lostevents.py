@@ -17,17 +17,19 @@ from virtualdevices import ALIVE, OPTIONS, N, alive, configure, only, result, to
 
 N_UBATCH = 8
 UBATCH = 6  # the event that is lost belongs to it; counted from 0
-PROMPT = tokens(25 * N_UBATCH)
-QUIET_S = 0.3  # so long nothing was given to a device
+N_UBATCHES = 25
+PROMPT = tokens(N_UBATCHES * N_UBATCH)
+QUIET_S = 0.2  # so long nothing was given to a device
 
 
 def graphs() -> list[int]:
     return [numbers["graphs"] for numbers in virtual.numbers()]
 
 
-def until_quiet() -> None:
+def until_quiet(n_faults: int) -> None:
+    """Wait until the event was lost, and then as long as anything is given to a device."""
     seen, since = graphs(), time.monotonic()
-    while time.monotonic() - since < QUIET_S or virtual.counters()["faults"] == 0:
+    while time.monotonic() - since < QUIET_S or virtual.counters()["faults"] < n_faults:
         time.sleep(QUIET_S / 10)
         if graphs() != seen:
             seen, since = graphs(), time.monotonic()
@@ -45,6 +47,7 @@ def run(model: Model, want: tuple[bytes, bytes], device: int, event: int, *, tur
     with model.context(**OPTIONS, n_ubatch=N_UBATCH, turboprefill=turboprefill) as context:
         context.set_abort_callback(lambda: bool(asked.append(0)), interval_s=0)
         configure(f"lost_event={only(device, event)}")
+        n_faults = virtual.counters()["faults"] + 1
 
         got: list[tuple[bytes, bytes]] = []
 
@@ -54,7 +57,7 @@ def run(model: Model, want: tuple[bytes, bytes], device: int, event: int, *, tur
                 got.append(result(context))
 
         decode = start(compute)
-        until_quiet()
+        until_quiet(n_faults)
         report = {"stuck": decode.is_alive(), "graphs": graphs(), "slots": 0}
         n_asked = len(asked)
 
@@ -64,7 +67,7 @@ def run(model: Model, want: tuple[bytes, bytes], device: int, event: int, *, tur
             report["sibling_is_right"] = result(sibling) == want
 
         closing = start(context.close) if close else None
-        until_quiet()
+        until_quiet(n_faults)
         report["stays_stuck"] = decode.is_alive() and (closing is None or closing.is_alive())
         report["asked_while_stuck"] = len(asked) - n_asked
 
@@ -87,11 +90,16 @@ def main(path: str, device: int, turboprefill: bool) -> None:
         with model.context(**OPTIONS, n_ubatch=N_UBATCH, turboprefill=False) as context:
             context.decode_batch(PROMPT)
             want = result(context)
-        # of each ubatch, a stage records that its inputs have arrived, and that its split is done
-        cases = ((2 * UBATCH + 2, False), (2 * UBATCH + 1, True)) if turboprefill else ((UBATCH + 1, False),)
-        for event, close in cases:
+        with model.context(**OPTIONS, n_ubatch=N_UBATCH, turboprefill=turboprefill) as context:
+            configure()
+            context.decode_batch(PROMPT)
+            context.synchronize()
+            n_events = virtual.numbers()[device]["events"] // N_UBATCHES  # that the device records for a ubatch
+        for number in range(n_events):
+            event = UBATCH * n_events + number + 1
+            close = turboprefill and number == n_events - 1
             report = run(model, want, device, event, turboprefill=turboprefill, close=close)
-            print(json.dumps({"close": close, **report}), flush=True)  # noqa: T201 - a program
+            print(json.dumps({"number": number, "close": close, **report}), flush=True)  # noqa: T201 - a program
     assert alive() == dict.fromkeys(ALIVE, 0)
 
 
