@@ -1,0 +1,1 @@
+"""The pipeline under a sanitizer; see docs/testing.md."""

