@@ -206,3 +206,22 @@ def test_a_file_describes_each_device(configure, virtual_names, tmp_path: Path) 
         path.write_text(content)
         with pytest.raises(InvalidInputError):
             virtual.load(f"@{path}")
+
+
+def test_devices_are_counted_one_by_one(configure, virtual_names, model_file) -> None:
+    with (
+        Model(model_file(), devices=virtual_names[:2]) as model,
+        model.context(**OPTIONS, turboprefill=True) as context,
+    ):
+        configure()
+        context.decode_batch(tokens(100))
+        context.synchronize()
+        assert [numbers["graphs"] for numbers in virtual.numbers()] == [7, 7, 0, 0]
+        assert [numbers["copies"] > 0 for numbers in virtual.numbers()] == [True, True, False, False]
+        assert [numbers["downloads"] for numbers in virtual.numbers()][1:] == [1, 0, 0]  # the logits
+        configure()
+        assert virtual.numbers() == [dict.fromkeys(virtual.NUMBERS, 0)] * N
+    library = virtual._library()
+    assert library.turboprefill_virtual_number(N, b"graphs") == -1
+    assert library.turboprefill_virtual_number(0, b"speed") == -1
+    assert virtual.release() == 0

@@ -261,6 +261,17 @@ def test_results_of_a_failed_prompt_are_not_handed_out(bench, device, read) -> N
         assert go_on(one.context) == one.want  # it was reported, and is not reported again
 
 
+@pytest.mark.parametrize("turboprefill", [False, True])
+def test_a_model_whose_weights_did_not_arrive_computes_nothing(virtual_names, model_file, turboprefill) -> None:
+    configure(f"fail_copy={only(1, 3)}")
+    with (
+        Model(model_file(), devices=virtual_names) as model,
+        model.context(**OPTIONS, turboprefill=turboprefill) as context,
+    ):
+        assert fail(context) == -3
+        assert n_kept(context) == 0
+
+
 @pytest.mark.parametrize("ubatch", [FIRST, MIDDLE, LAST])
 @pytest.mark.parametrize("device", [0, N - 1])
 @pytest.mark.parametrize("n_batch", [8, 24])
