@@ -15,6 +15,7 @@ from turboprefill.planner.cost import Cost, prompt_seconds, ubatches
 __all__ = ["Host", "Link", "Machine", "Outcome", "simulate"]
 
 _STAGINGS = 3  # host regions of a staged boundary
+_OUTBOXES = 2  # regions of a device that boundaries leave from
 _PAD = 256  # cells to which llama.cpp rounds the part of the cache that a graph reads
 
 
@@ -67,6 +68,7 @@ class Machine:
         boundary: bytes that a stage hands on for each token.
         n_slots: ubatches in flight on TurboPrefill's path; by default two more than stages.
         n_copies: regions that arriving boundaries have.
+        outbox: whether a boundary is put aside first, so that its device may go on while it leaves.
     """
 
     stages: Sequence[Cost]
@@ -75,6 +77,7 @@ class Machine:
     boundary: float = 0.0
     n_slots: int = 0
     n_copies: int = 4
+    outbox: bool = True
 
 
 @dataclass(frozen=True)
@@ -146,34 +149,35 @@ def _pipelined(
     n_stages = len(times)
     n_slots = machine.n_slots or n_stages + 3  # the CPU is a stage too, and there is always one slot to spare
     done: Times = [[] for _ in times]  # when a stage's device is done with a ubatch
-    uploaded: Times = [[] for _ in times]
-    free = [0.0] * n_stages  # when a device may start another: its boundary has left
+    left: Times = [[] for _ in times]  # when its boundary has left
+    uploaded: Times = [[] for _ in times]  # when that is there, if it is staged
+    free = [0.0] * n_stages  # when a device may start another
     captured = 0.0
     for u, (c, _p) in enumerate(steps):
-        if u >= n_slots:
-            captured = max(captured, done[-1][u - n_slots])
-        captured += host[u]
+        captured = max(captured, _ago(done[-1], u, n_slots)) + host[u]
         arrived = captured
         for s in range(n_stages):
             end = max(free[s], arrived, captured) + times[s][u]
             done[s].append(end)
-            free[s] = end
             if s == n_stages - 1:
+                free[s] = end
                 break
             step = links[s].seconds(c * machine.boundary)
+            landing = _ago(done[s + 1], u, machine.n_copies)
+            # staged: by the device into a region of the host, then by the next device, on a stream of its own
+            room = _ago(uploaded[s], u, _STAGINGS) if links[s].staged else landing
+            left[s].append(max(end, room, _ago(left[s], u, 1)) + step)
+            arrived = left[s][u]
             if links[s].staged:
-                # read on the computing stream into one of the host regions, uploaded on a stream of its own
-                room = uploaded[s][u - _STAGINGS] if u >= _STAGINGS else 0.0
-                free[s] = max(end, room) + step
-                landing = done[s + 1][u - machine.n_copies] if u >= machine.n_copies else 0.0
-                begin = max(free[s], landing, uploaded[s][-1] if uploaded[s] else 0.0)
-                arrived = begin + step
+                arrived = max(arrived, landing, _ago(uploaded[s], u, 1)) + step
                 uploaded[s].append(arrived)
-            else:
-                landing = done[s + 1][u - machine.n_copies] if u >= machine.n_copies else 0.0
-                arrived = max(end, landing) + step
-                free[s] = arrived
+            free[s] = max(end, _ago(left[s], u, _OUTBOXES)) if machine.outbox else left[s][u]
     return done[-1][-1]
+
+
+def _ago(times: list[float], u: int, n: int) -> float:
+    """The time of the ubatch that was n before u; 0 if there was none."""
+    return times[u - n] if u >= n else 0.0
 
 
 def _standard(
