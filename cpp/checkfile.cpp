@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <unordered_set>
 
@@ -27,15 +28,33 @@ std::string text_of(const gguf_context * file, const char * key) {
     return id >= 0 && gguf_get_kv_type(file, id) == GGUF_TYPE_STRING ? gguf_get_val_str(file, id) : "";
 }
 
-void check_layers(const gguf_context * file) {
-    const std::string key = text_of(file, "general.architecture") + ".block_count";
-    const int64_t id = gguf_find_key(file, key.c_str());
+// a number that belongs to the architecture
+std::optional<uint32_t> hparam(const gguf_context * file, const char * name) {
+    const int64_t id = gguf_find_key(file, (text_of(file, "general.architecture") + "." + name).c_str());
     if (id < 0 || gguf_get_kv_type(file, id) != GGUF_TYPE_UINT32) {
-        return;
+        return std::nullopt;
     }
-    const uint32_t n = gguf_get_val_u32(file, id);
-    if (n < 1 || n > LLAMA_MAX_LAYERS) {
-        throw damaged(key + " is " + std::to_string(n) + "; expected 1 to " + std::to_string(LLAMA_MAX_LAYERS));
+    return gguf_get_val_u32(file, id);
+}
+
+void expect_hparam(const char * name, uint32_t value, uint32_t low, uint32_t high) {
+    if (value < low || value > high) {
+        throw damaged(std::string(name) + " is " + std::to_string(value) + "; expected " + std::to_string(low) + " to " +
+            std::to_string(high));
+    }
+}
+
+void check_counts(const gguf_context * file) {
+    if (const auto n = hparam(file, "block_count")) {
+        expect_hparam("block_count", *n, 1, LLAMA_MAX_LAYERS);
+    }
+    const auto n_expert = hparam(file, "expert_count");
+    const auto n_used   = hparam(file, "expert_used_count");
+    if (n_expert) {
+        expect_hparam("expert_count", *n_expert, 0, LLAMA_MAX_EXPERTS);
+    }
+    if (n_expert && n_used && *n_expert > 1) {
+        expect_hparam("expert_used_count", *n_used, 1, *n_expert);
     }
 }
 
@@ -76,7 +95,7 @@ void check_model_file(const std::string & path) {
     if (!file) {
         return;
     }
-    check_layers(file.get());
+    check_counts(file.get());
     check_epsilons(file.get());
     check_tokens(file.get());
 }

@@ -32,14 +32,23 @@ def test_a_damaged_file_is_refused_by_name_or_harmless(model_file) -> None:
     assert Counter(outcomes.values())["ModelLoadError"] > len(outcomes) / 2
 
 
-def test_the_reason_of_our_own_check_is_told(model_file, tmp_path) -> None:
-    data = bytearray(model_file("tiny").read_bytes())
-    key = b"llama.block_count"
+@pytest.mark.parametrize(
+    ("preset", "key", "value", "expected"),
+    [
+        ("tiny", b"llama.block_count", 600, "1 to 512"),
+        ("gptoss-tiny", b"gpt-oss.expert_count", 100000, "0 to "),
+        ("gptoss-tiny", b"gpt-oss.expert_used_count", 9, "1 to 8"),
+        ("gptoss-tiny", b"gpt-oss.expert_used_count", 0, "1 to 8"),
+    ],
+)
+def test_the_reason_of_our_own_check_is_told(model_file, tmp_path, preset, key, value, expected) -> None:
+    data = bytearray(model_file(preset).read_bytes())
     at = data.index(key) + len(key) + 4
-    data[at : at + 4] = (600).to_bytes(4, "little")
-    path = tmp_path / "layers.gguf"
+    data[at : at + 4] = value.to_bytes(4, "little")
+    path = tmp_path / "damaged.gguf"
     path.write_bytes(data)
-    with pytest.raises(tp.ModelLoadError, match=r"layers\.gguf: .*llama\.block_count is 600; expected 1 to 512"):
+    name = key.decode().partition(".")[2]
+    with pytest.raises(tp.ModelLoadError, match=rf"damaged\.gguf: .*{name} is {value}; expected {expected}"):
         tp.Model(path)
 
 
