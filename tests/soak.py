@@ -259,7 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write samples and verdict to this file")
     options = parser.parse_args(arguments)
-    out, end = Console(), time.monotonic() + 60 * options.minutes
+    out = Console(width=None if sys.stdout.isatty() else 160)
+    end = time.monotonic() + 60 * options.minutes
     logging.getLogger("turboprefill.llama").disabled = True
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory() as folder, Soak(Path(folder), seed=options.seed) as soak:
