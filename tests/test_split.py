@@ -8,25 +8,25 @@ import re
 
 import pytest
 
-from turboprefill import Model, virtual
-from turboprefill.demo import synth
+from turboprefill import Model
 
 N_DEVICES = 3
 
 
 @pytest.fixture
-def load(tmp_path, monkeypatch, caplog):
+def load(virtual_names, configure, model_file, monkeypatch, caplog):
     """Load a model of so many layers; the log lines of that."""
 
-    def load(n_layer: int, devices: str = f"{N_DEVICES}", env: dict[str, str] | None = None, **options) -> list[str]:
+    def load(n_layer: int, memory: str = "", env: dict[str, str] | None = None, **options) -> list[str]:
         for name, value in ({"TURBOPREFILL": "1"} if env is None else env).items():
             monkeypatch.setenv(name, value)
-        path = tmp_path / f"{n_layer}.gguf"
-        if not path.exists():
-            synth.write_model(path, "tiny", n_layers=n_layer)
-        names = virtual.load(devices)
+        configure(*([memory] if memory else []))
         caplog.clear()
-        with caplog.at_level(logging.DEBUG, "turboprefill.llama"), Model(path, devices=names, **options):
+        path = model_file("tiny", n_layers=n_layer)
+        with (
+            caplog.at_level(logging.DEBUG, "turboprefill.llama"),
+            Model(path, devices=virtual_names[:N_DEVICES], **options),
+        ):
             pass
         return [record.getMessage() for record in caplog.records]
 
@@ -44,12 +44,10 @@ def placed(lines: list[str]) -> list[str]:
     return [m[1] for line in lines if (m := re.search(r"layer +\d+ assigned to device (\w+)", line))]
 
 
-def slowest(shares: tuple[int, ...], n_layer: int) -> float:
-    """The work of the device with the most, in layers. The last layer counts less, the output nothing."""
-    ends = list(itertools.accumulate(shares))
-    work = [min(end, n_layer - 1) - min(end - share, n_layer - 1) for share, end in zip(shares, ends, strict=True)]
-    last = next(i for i, end in enumerate(ends) if end >= n_layer)
-    return max(count + 0.3 * (i == last) for i, count in enumerate(work))
+def slowest(shares: tuple[int, ...], n_layer: int) -> int:
+    """Layers of the device with the most; the output, which comes last, counts nothing."""
+    ends = itertools.accumulate(shares)
+    return max(min(end, n_layer) - min(end - share, n_layer) for share, end in zip(shares, ends, strict=True))
 
 
 @pytest.mark.parametrize("n_layer", [2, 3, 4, 7, 12])
@@ -68,8 +66,8 @@ def test_it_is_the_split_that_it_says(load) -> None:
 
 
 def test_a_device_with_little_memory_gets_what_fits(load) -> None:
-    everything = load(8, "3,memory_gb=1")
-    short = load(8, "3,memory_gb=0.004/1/1")
+    everything = load(8)
+    short = load(8, "memory_gb=0.004/1/1/1")
     assert placed(short).count("VIRT0") < placed(everything).count("VIRT0")
 
 

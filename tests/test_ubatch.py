@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from turboprefill import Model, virtual
-from turboprefill.demo import synth
+from turboprefill import Model
 
 N_UBATCH = 128
 SIZES = (32, 64, 96, N_UBATCH)
@@ -14,11 +13,9 @@ N_DEVICES = 3
 OVERHEAD = 16
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("ubatch") / "tiny.gguf"
-    synth.write_model(path, "tiny", n_layers=6)
-    with Model(path, devices=virtual.load(str(N_DEVICES)), tensor_split=[2, 2, 3]) as model:
+@pytest.fixture
+def model(virtual_names, model_file):
+    with Model(model_file("tiny", n_layers=6), devices=virtual_names[:N_DEVICES], tensor_split=[2, 2, 3]) as model:
         yield model
 
 

@@ -45,14 +45,10 @@ static std::vector<turboprefill_unit> turboprefill_units(const llama_model & mod
         int il = -1;
         if (sscanf(name.c_str(), "blk.%d.", &il) == 1 && il >= 0 && il < n_layer) {
             units[il].bytes += ggml_nbytes(tensor);
-            // a mixture of experts multiplies with some of them. the last layer does so only for the tokens whose results
-            // are asked for, after its attention: one of a prompt
+            // a mixture of experts multiplies with some of them
             const bool experts = name.find("_exps.") != std::string::npos;
-            const bool ffn     = name.find(".ffn_")  != std::string::npos;
             const double used  = experts && model.hparams.n_expert > 0 ? turboprefill_n_expert_used(model.hparams, il, 0)/model.hparams.n_expert : 1.0;
-            if (!(ffn && il == n_layer - 1)) {
-                units[il].cost += used*ggml_nelements(tensor);
-            }
+            units[il].cost += used*ggml_nelements(tensor);
         } else if (name == "token_embd.weight") {
             bytes_embd = ggml_nbytes(tensor);
         } else if (name.compare(0, 6, "output") == 0) {
@@ -65,7 +61,8 @@ static std::vector<turboprefill_unit> turboprefill_units(const llama_model & mod
     return units;
 }
 
-// contiguous units per device: the slowest device as fast as can be, and of those the most even. empty: it does not fit
+// contiguous units per device: the slowest device as fast as can be, and of those the most even. empty: it does not fit.
+// of equals those with more on the last devices: the last layer of most models does less for tokens without outputs
 static std::vector<int> turboprefill_balance(const std::vector<turboprefill_unit> & units, const std::vector<double> & memory) {
     const int n_units = units.size();
     const int n_dev   = memory.size();
