@@ -159,27 +159,30 @@ class Rig:
             assert outcome(lambda: step.decode(self.standard)) == result
 
     def fault(self, step: rs.Fault) -> None:
-        """The last decode finds the fault at the latest: synchronizing, as the contexts do before, reports nothing."""
+        """A decode that finds the fault ends the decodes; else waiting for the devices tells of it."""
         self.same(rs.Decode(1, step.decodes[0].seqs))  # not a shift or a copy of cells that was put off shall fail
         before, n_standard = self.ends(), self.turbo.stats().n_ubatches_standard
         self.turbo.synchronize()
         self.break_device(step)
-        decodes, results = [], []
-        for decode in (*step.decodes, rs.Decode(1, step.decodes[-1].seqs)):
-            if len(decodes) == len(step.decodes):
-                self.turbo.synchronize()
-            decodes.append(decode)
+        results: list[object] = []
+        for decode in step.decodes:
             results.append(outcome(lambda decode=decode: decode(self.turbo)))
             if is_failure(results[-1], FatalDecodeError):
                 break
-        self.turbo.synchronize()
+        late = outcome(self.turbo.synchronize)
         self.repair()
+        decodes = step.decodes[: len(results)]
         if is_failure(results[-1], FatalDecodeError):
+            assert late is None  # it was told before
             self.n_failures += 1
             self.reconcile(decodes, before, n_standard, exact=not any(results[:-1]))
-            return
-        for decode, result in zip(decodes, results, strict=True):
-            assert outcome(lambda decode=decode: decode(self.standard)) == result
+        elif late is not None:
+            assert is_failure(late, FatalDecodeError), late
+            self.n_failures += 1
+            self.reconcile(decodes, before, n_standard, exact=not any(results))
+        else:
+            for decode, result in zip(decodes, results, strict=True):
+                assert outcome(lambda decode=decode: decode(self.standard)) == result
 
     def ends(self) -> list[int]:
         return [self.turbo.memory.seq_pos_max(seq) for seq in range(rs.N_SEQ)]

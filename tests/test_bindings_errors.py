@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 
@@ -329,6 +330,27 @@ def test_another_service_at_the_endpoint_is_no_rpc_server(model_file, monkeypatc
         thread.start()
         try:
             with pytest.raises(tp.EndpointError):
+                tp.Model(model_file("tiny"), rpc_servers=[f"127.0.0.1:{server.getsockname()[1]}"])
+        finally:
+            done.set()
+            thread.join()
+
+
+def test_a_service_that_answers_byte_by_byte_is_given_up(model_file, monkeypatch):
+    monkeypatch.setattr(rpc, "_CONNECT_TIMEOUT_S", 0.3)
+    done = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip():
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                while not done.wait(0.1):  # each is in time
+                    connection.sendall(b"\0")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            with pytest.raises(tp.EndpointError, match="did not answer within"):
                 tp.Model(model_file("tiny"), rpc_servers=[f"127.0.0.1:{server.getsockname()[1]}"])
         finally:
             done.set()

@@ -240,7 +240,7 @@ def test_a_checkout_that_is_ended_leaves_neither_files_nor_git(tmp_path, slow, n
     until(lambda: not running(set(map(int, note.read_text().split()))), "git or its child still runs", 10)
 
 
-@pytest.mark.parametrize("number", [*SIGNALS, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_demo_that_is_ended_leaves_no_process(tmp_path, model_file, number) -> None:
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("one two three " * 4000)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 
 from turboprefill.errors import EndpointError
 from turboprefill.native import core
@@ -33,9 +34,10 @@ def parse_endpoint(endpoint: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _receive(connection: socket.socket, n: int) -> bytes:
+def _receive(connection: socket.socket, n: int, until: float) -> bytes:
     data = b""
     while len(data) < n:
+        connection.settimeout(max(until - time.monotonic(), 1e-3))  # for all parts together
         part = connection.recv(n - len(data))
         if not part:
             raise ConnectionError(f"it closed the connection after {len(data)} of {n} bytes")
@@ -45,11 +47,12 @@ def _receive(connection: socket.socket, n: int) -> bytes:
 
 def _protocol(connection: socket.socket) -> tuple[int, int]:
     """Shake hands as llama.cpp does; the server's protocol version (major, minor)."""
+    until = time.monotonic() + _CONNECT_TIMEOUT_S
     connection.sendall(struct.pack("<BQ", _HELLO, _CAPS_SIZE) + bytes(_CAPS_SIZE))
-    (size,) = struct.unpack("<Q", _receive(connection, 8))
+    (size,) = struct.unpack("<Q", _receive(connection, 8, until))
     if size != 4 + _CAPS_SIZE:
         raise ConnectionError(f"it answered with {size} bytes instead of {4 + _CAPS_SIZE}")
-    major, minor = _receive(connection, size)[:2]
+    major, minor = _receive(connection, size, until)[:2]
     return major, minor
 
 
