@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from turboprefill import InvalidInputError, Model
-from turboprefill.planner import DoesNotFitError, read_facts
-from turboprefill.planner.calibrate import MEASURED, cached_places, calibrate
+from turboprefill.planner import DoesNotFitError, from_text, read_facts
+from turboprefill.planner.calibrate import MEASURED, cached_places, calibrate, fit_devices
+from turboprefill.planner.cost import layer_cost, total
+from turboprefill.planner.fit import Sample
+from turboprefill.planner.presets import preset_facts
 from turboprefill.planner.resolve import live_devices
 
 pytestmark = pytest.mark.timeout(120)
@@ -85,6 +88,24 @@ def test_a_calibration_finds_the_slow_device(virtual_names, configure, model_fil
         context.turboprefill = False
         context.decode_batch(tokens, logits="all")
         assert context.logits().tobytes() == planned
+
+
+def test_devices_that_are_about_equally_fast_are_equal() -> None:
+    facts, rng = preset_facts("llama8"), np.random.default_rng(0)
+    rates = from_text("1xH200")[0].rates
+    cost = total(layer_cost(layer, rates) for layer in facts.layers)
+    samples = {
+        name: [
+            Sample(facts.layers, c, p, slow * cost.seconds(c, p) * rng.uniform(0.99, 1.01))
+            for c in (128, 512)
+            for p in range(0, 4096, 512)
+        ]
+        for name, slow in {"a": 1.0, "b": 2.0, "c": 1.02, "d": 2.01}.items()
+    }
+    found = fit_devices(samples, facts.layers, rates)
+    assert found["a"] == found["c"]
+    assert found["b"] == found["d"]
+    assert found["b"].per_flop == pytest.approx(2 * found["a"].per_flop, rel=0.05)
 
 
 def test_a_changed_file_has_no_calibration(virtual_names, configure, model_file, tmp_path, monkeypatch) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from turboprefill.paths import cache_dir
-from turboprefill.planner.cost import Rates
+from turboprefill.planner.cost import Rates, layer_cost, total
 from turboprefill.planner.errors import PlanError
 from turboprefill.planner.facts import Layer, ModelFacts
 from turboprefill.planner.fit import Sample, fit_rates
@@ -32,6 +32,7 @@ __all__ = ["cached_places", "calibrate"]
 
 SIZES = ((128, 8), (512, 5))  # tokens of a ubatch, and how many of them
 _REPEATS = 3
+_ALIKE = 1.05  # devices whose times differ by less are equal
 _SHORTEST = 1e-5  # seconds that can be told from 0
 _HEADER = 1 << 16
 MEASURED = "measured here"
@@ -110,10 +111,8 @@ def calibrate(
             with model.context(n_ctx=n_ctx, n_batch=n_ctx, n_ubatch=size, **options) as context:
                 for device, p, seconds in _measure(context, model, size, count):
                     times[device][size, p].append(seconds)
-    rates = {
-        stage.device: fit_rates(_samples(plan, facts.layers, stage.device, times[stage.device]), places[0].rates)
-        for stage in plan.stages
-    }
+    samples = {name: _samples(plan, facts.layers, name, times[name]) for name in names}
+    rates = fit_devices(samples, facts.layers, places[0].rates)
     _keep(_file(path, devices), rates)
     return [replace(place, rates=rates[place.name], source=MEASURED) for place in places]
 
@@ -147,6 +146,22 @@ def _samples(
     # compared with what is usual for this size: a single odd time, even one of 0, does not count for more than others
     usual = {c: statistics.median(t for (other, _), t in seconds.items() if other == c) for c, _ in seconds}
     return [Sample(mine, c, p, t, max(usual[c], _SHORTEST)) for (c, p), t in seconds.items()]
+
+
+def fit_devices(samples: dict[str, list[Sample]], layers: Sequence[Layer], like: Rates) -> dict[str, Rates]:
+    """Rates of each device; devices that are about equally fast are taken as equal, so that noise moves no layers."""
+    alone = {name: fit_rates(mine, like) for name, mine in samples.items()}
+    c, p = max((sample.c, sample.p) for mine in samples.values() for sample in mine)
+    speed = {name: total(layer_cost(layer, r) for layer in layers).seconds(c, p) for name, r in alone.items()}
+    rates: dict[str, Rates] = {}
+    group: list[str] = []
+    for name in [*sorted(speed, key=lambda name: speed[name]), ""]:
+        if group and (not name or speed[name] > _ALIKE * speed[group[0]]):
+            together = fit_rates([sample for member in group for sample in samples[member]], like)
+            rates.update(dict.fromkeys(group, together))
+            group = []
+        group.append(name)
+    return rates
 
 
 def _keep(file: Path, rates: dict[str, Rates]) -> None:
