@@ -33,6 +33,7 @@ DOCUMENT = ROOT / "docs" / "planner.md"
 BEGIN, END = "<!-- validation: begin -->\n", "<!-- validation: end -->"
 PRESETS = {"dense": "llama70", "moe": "gptoss120", "swa": "gemma3-12b", "hybrid": "granite-h-micro"}
 BLOCKING = 3.9e9  # bytes per second of a copy between GPUs that waits for them; fitted, see --fit
+FITTED_TO = "2026-11-20-4xH200-no-peer"  # single GPUs of later files were measured after the fit, and test it
 # runs of versions whose devices waited until a boundary had left
 WITHOUT_OUTBOX = ("2026-11-20-4xH200-no-peer", "2026-11-20-4xH200")
 NVLINK, THROUGH_HOST = link_from("nvlink"), link_from("pcie5x16")
@@ -63,14 +64,17 @@ def rows() -> Iterator[Row]:
                 continue  # not timed, and no prompt
             turbo = record["turboprefill"] or {}
             n_devices = 1 if record["arm"] == "single" else len(record["devices"])
-            split = record["tensor_split"]
+            shares, n_ubatch = _shares(record["tensor_split"], n_devices), record["n_ubatch"]
+            if record["arm"] == "turbo-auto":  # chose equal layers, and a ubatch of which there were so many
+                shares = _equal(record["n_layer"], n_devices)
+                n_ubatch = -(-record["n_prompt"] // turbo["n_ubatches_pipelined"])
             yield Row(
                 path.stem,
                 record["model_filename"],
                 record["n_layer"],
-                (1.0,) * n_devices if split == "-" else tuple(map(float, split.split(","))),
+                shares,
                 record["n_prompt"],
-                record["n_ubatch"],
+                n_ubatch,
                 record["arm"],
                 statistics.median(record["samples_ns"]) / 1e9,
                 record["case"],
@@ -79,14 +83,22 @@ def rows() -> Iterator[Row]:
             )
     table = json.loads((RESULTS / "planner-8xH200.json").read_text())
     for row in table["rows"]:
-        n, equal = row["gpus"], row["n_layer"] // row["gpus"]
-        shares = (float(equal),) * (n - 1) + (equal + 1.0,) if row["arm"] == "tuned" else (1.0,) * n
+        n = row["gpus"]
+        shares = _equal(row["n_layer"], n) if row["arm"] == "tuned" else (1.0,) * n
         case = f"{row['model']} pp{row['n_prompt']} ub{row['n_ubatch']}"
         seconds = row["n_prompt"] / row["tok_per_s"]
         yield Row(
             "planner-8xH200", row["model"], row["n_layer"], shares, row["n_prompt"], row["n_ubatch"], row["arm"],
             seconds, case,
         )  # fmt: skip
+
+
+def _shares(text: str, n_devices: int) -> tuple[float, ...]:
+    return (1.0,) * n_devices if text == "-" else tuple(map(float, text.split(",")))
+
+
+def _equal(n_layer: int, n_devices: int) -> tuple[float, ...]:
+    return (float(n_layer // n_devices),) * (n_devices - 1) + (n_layer // n_devices + 1.0,)
 
 
 @cache
@@ -140,7 +152,7 @@ def fit_dense(measured: Sequence[Row]) -> tuple[Rates, int]:
     samples = [
         Sample(facts_of(row.model, row.n_layer).layers, row.n_ubatch, i * row.n_ubatch, seconds)
         for row in measured
-        if row.model == "dense" and row.arm == "single"
+        if row.model == "dense" and row.arm == "single" and row.source == FITTED_TO
         for i, seconds in enumerate(row.steps)
     ]
     return fit_rates(samples, REFERENCE), len(samples)
@@ -168,7 +180,7 @@ def fit_host(measured: Sequence[Row]) -> tuple[Host, int]:
     """Two numbers from the capture times that runs have counted."""
     table, values = [], []
     for row in measured:
-        if row.capture and not row.source.endswith("no-peer"):
+        if row.capture and row.source not in WITHOUT_OUTBOX:  # of the version that there is now
             cells = statistics.fmean(
                 Host(per_cell=1, masks=1).seconds(row.n_ubatch, p) for p in range(0, row.n_prompt, row.n_ubatch)
             )
@@ -214,7 +226,8 @@ def family_rates(measured: Sequence[Row]) -> dict[str, Rates]:
 def used(row: Row) -> str:
     """Whether a row's own numbers went into the fit."""
     experts = row.model == "moe" and (row.source, row.arm, row.n_ubatch) in MOE_ROWS
-    return "fitted" if row.steps or experts or blocking_row(row) else ""
+    single = bool(row.steps) and (row.model != "dense" or row.source == FITTED_TO)
+    return "fitted" if single or experts or blocking_row(row) else ""
 
 
 def tables(measured: Sequence[Row]) -> str:
@@ -225,6 +238,7 @@ def tables(measured: Sequence[Row]) -> str:
         "|---|---|---|---:|---:|---:|---:|---|",
     ]
     errors: dict[str, list[float]] = {"turbo": [], "standard": []}
+    later: list[float] = []
     missing: dict[str, list[str]] = {}
     for row in measured:
         if reason := left_out(row, rates):
@@ -235,6 +249,8 @@ def tables(measured: Sequence[Row]) -> str:
         note = used(row)
         if not note and len(row.shares) > 1:
             errors["turbo" if "turbo" in row.arm else "standard"].append(abs(error))
+            if row.source[:10] > FITTED_TO[:10] and row.source.startswith("20"):
+                later.append(abs(error))
         speeds = f"{row.n_prompt / row.seconds:,.0f} | {row.n_prompt / seconds:,.0f}"
         lines.append(
             f"| {row.source} | {row.case} | {row.arm} | {len(row.shares)} | {speeds} | {error:+.1f} % | {note} |"
@@ -246,6 +262,7 @@ def tables(measured: Sequence[Row]) -> str:
             ("all predicted rows of several GPUs", both),
             ("TurboPrefill", errors["turbo"]),
             ("llama.cpp's own path", errors["standard"]),
+            ("files of later days than the fit", later),
         )
     ]
     summary += [f"- left out, {len(names)} rows: {reason}" for reason, names in missing.items()]

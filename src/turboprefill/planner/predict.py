@@ -14,8 +14,8 @@ from turboprefill.planner.simulate import Host, Link, Machine, Standard, simulat
 
 __all__ = ["HOST", "Point", "machine_of", "pays_until", "predict", "sweep_devices"]
 
-# Seconds of capture, from the statistics of runs on 4x H200: benchmarks/planner/validate.py --fit.
-HOST = Host(per_ubatch=0.13e-3, per_cell=0.962e-9)
+# Seconds of capture, from the statistics of runs on 8x H200: benchmarks/planner/validate.py --fit.
+HOST = Host(per_ubatch=0.74e-3, per_cell=2.98e-10)
 
 
 @dataclass(frozen=True)

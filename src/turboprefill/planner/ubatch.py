@@ -12,8 +12,9 @@ from turboprefill.planner.errors import PlanError
 
 __all__ = ["SIZES", "choose_ubatch", "ubatch_seconds"]
 
-# Powers of two, and the size half-way between two of them; multiples of 32 suit the kernels of all backends.
-SIZES = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+# Powers of two, and up to 256 the size half-way between two of them: on an H200, 384 was slower than 256 and 512.
+# overlay/src/turboprefill-ubatch.cpp has the same ones.
+SIZES = (32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)
 
 
 def ubatch_seconds(costs: Sequence[Cost], n_tokens: int, n_stages: int, n_ubatch: int) -> float:
