@@ -12,7 +12,7 @@ from turboprefill.context import Context
 from turboprefill.errors import InvalidInputError, ModelLoadError
 from turboprefill.native import core
 from turboprefill.planner.auto import UBATCH_MAX, auto_split, auto_ubatch
-from turboprefill.planner.resolve import live_devices
+from turboprefill.planner.resolve import default_devices, live_devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -121,7 +121,9 @@ class Model:
 
     def _devices(self) -> list[Device]:
         """The devices that hold layers."""
-        return live_devices(self._device_names) if self._device_names != [] else []
+        if self._device_names is None:
+            return default_devices()
+        return live_devices(self._device_names) if self._device_names else []
 
     def _read_facts(self) -> None:
         native = self._native

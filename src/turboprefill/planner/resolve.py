@@ -12,7 +12,7 @@ from turboprefill.planner.places import Place, from_table, from_text, read_table
 if TYPE_CHECKING:
     from turboprefill.device import Device
 
-__all__ = ["described_places", "live_devices"]
+__all__ = ["default_devices", "described_places", "live_devices"]
 
 
 def described_places(text: str) -> list[Place] | None:
@@ -45,6 +45,15 @@ def _known() -> set[str]:
         return set()
 
 
+def default_devices() -> list[Device]:
+    """The GPUs that llama.cpp takes by itself: those of this machine, else an integrated one; perhaps none."""
+    import turboprefill
+
+    found = turboprefill.devices()
+    local = [device for device in found if device.type == "gpu" and device.backend not in ("RPC", "VIRT")]
+    return local or [device for device in found if device.type == "igpu"][:1]
+
+
 def live_devices(names: Sequence[str] | None = None, endpoints: Sequence[str] = ()) -> list[Device]:
     """Devices of this process: by name, or those of RPC servers, or the GPUs that llama.cpp takes by itself.
 
@@ -58,8 +67,7 @@ def live_devices(names: Sequence[str] | None = None, endpoints: Sequence[str] = 
     remote = [name for endpoint in endpoints for name in rpc.add_server(endpoint)]
     known = {device.name: device for device in turboprefill.devices()}
     if names is None:
-        local = [d.name for d in known.values() if d.type == "gpu" and d.backend not in ("RPC", "VIRT")]
-        names = remote or local or [d.name for d in known.values() if d.type == "igpu"][:1]
+        names = remote or [device.name for device in default_devices()]
     if not names:
         raise PlanError(
             "there is no GPU here: name the devices to plan for with --devices, as in --devices 8x80GB, or give "
