@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tarfile
 from pathlib import Path
 
 from turboprefill.overlay import Overlay, load_overlay
@@ -89,3 +90,11 @@ def snapshot(root: Path) -> dict[str, tuple[bytes, int]]:
         for path in sorted(root.rglob("*"))
         if path.is_file() and ".git" not in path.relative_to(root).parts
     }
+
+
+def make_archive(folder: Path) -> Path:
+    """Write a gzipped archive of the toy tree, with a file of 100 kB in it."""
+    path = folder / "llama.cpp.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(make_tree(folder / "source", {**FILES, "big.txt": b"0123456789" * 10000}), "llama.cpp")
+    return path

@@ -79,7 +79,7 @@ def run(
         CommandFailedError: it could not be started, or failed, or the log cannot be written.
     """
     tail: deque[str] = deque(maxlen=_TAIL)
-    with _Log(log) as file:
+    with _Log(log) as file, children_end():  # Ctrl-C may come before we know what was started
         file.write(f"$ {subprocess.list2cmdline(command)}\n")
         try:
             process = subprocess.Popen(
