@@ -51,3 +51,17 @@ def test_the_split_of_the_demo_is_the_planned_one(virtual_names: list[str], conf
     configure("memory_gb=0.001")
     assert settings.planned_split(model_file("tiny"), virtual_names, None, 512, 64, notes.append) == (None, False)
     assert "does not fit" in notes[0]
+
+
+def test_an_uneven_machine_computes_the_same_bits(tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[1] / "benchmarks" / "planner" / "uneven.py"
+    command = [sys.executable, str(script), "--layers", "4", "--us", "50", "--prompt", "96", "--rounds", "1"]
+    done = subprocess.run(
+        [*command, "--out", "ratios.json"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    data = json.loads((tmp_path / "ratios.json").read_text())
+    assert data["identical"] is True
+    assert set(data["ratios"]) == {
+        f"{split} split, {path}" for split in ("default", "planned") for path in ("standard path", "TurboPrefill")
+    }
