@@ -15,7 +15,6 @@
 #include <string>
 #include <thread>
 #include <unordered_map>
-#include <unordered_set>
 
 // landing regions of a device, and host regions of a boundary, when the scheduler has no copies of its own.
 // two would do: one is read while the other is written. the third absorbs jitter on the host side, where it is cheap
@@ -67,6 +66,13 @@ struct turboprefill_slot {
 struct turboprefill_link {
     bool peer = false;
     ggml_backend_ptr receiver; // instance on the receiving device: its stream takes the wait that comes with a peer copy
+};
+
+// a tensor from one stage to another
+struct turboprefill_boundary {
+    int    from;
+    int    to;
+    size_t n_bytes; // in the outbox
 };
 
 // one per backend of the scheduler. a backend without a split only counts ubatches
@@ -160,7 +166,7 @@ void turboprefill_sched_compute(ggml_backend_sched_t sched); // a graph is about
 void   turboprefill_sched_release(turboprefill_engine * engine, turboprefill_slot * slot, bool take_ctx);
 // bytes of all inputs of a stage's split in the last graph that was split
 size_t turboprefill_sched_input_bytes(ggml_backend_sched_t sched, int stage);
-// bytes that leave a stage in the last graph that was split, for other stages
-size_t turboprefill_sched_boundary_bytes(ggml_backend_sched_t sched, int stage);
+// what stages hand over in the last graph that was split
+std::vector<turboprefill_boundary> turboprefill_sched_boundaries(ggml_backend_sched_t sched);
 // bytes of the user inputs of a graph
 size_t turboprefill_sched_user_bytes(const turboprefill_engine * engine, const ggml_cgraph * graph);

@@ -511,7 +511,15 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
         if (ggml_backend_sched_get_n_copies(sched) == 1 && n_bytes > 0 && !turboprefill_reserve_landing(engine.get(), stage, n_bytes)) {
             return nullptr;
         }
-        turboprefill_outbox_init(engine.get(), stage, turboprefill_sched_boundary_bytes(sched, i));
+    }
+    // a probe takes tens of milliseconds, which no prompt should wait for
+    std::vector<size_t> n_bytes_out(n_backends, 0);
+    for (const auto & boundary : turboprefill_sched_boundaries(sched)) {
+        n_bytes_out[boundary.from] += boundary.n_bytes;
+        turboprefill_make_link(engine.get(), boundary.from, boundary.to);
+    }
+    for (int i = 0; i < n_backends; i++) {
+        turboprefill_outbox_init(engine.get(), *engine->stages[i], n_bytes_out[i]);
     }
     for (auto & slot : engine->slots) {
         // the fewest slots may be too much at once: then they grow with the prompt, and drivers wait for all devices when they pin memory
