@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from turboprefill import Model
+from turboprefill.demo import synth, synth_archs
 from turboprefill.planner import Needs, Place, PlanError, make_plan, read_facts
+from turboprefill.planner.gguf_facts import facts_of
 from turboprefill.planner.presets import preset_facts
 
 pytestmark = pytest.mark.timeout(120)
@@ -159,3 +161,46 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 def test_a_type_that_no_cache_can_have_is_refused() -> None:
     with pytest.raises(PlanError, match="f17"):
         make_plan(preset_facts("tiny"), [Place("a", None)], Needs(type_k="f17"))
+
+
+def test_all_parts_of_a_split_model_are_read(model_file, tmp_path: Path) -> None:
+    import gguf
+
+    whole = gguf.GGUFReader(model_file("tiny"))
+    writer = gguf.GGUFWriter(tmp_path / "parts.gguf", "llama", split_max_tensors=30)
+    synth_archs.add_metadata(writer, synth.shape_of("tiny"))
+    for tensor in whole.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    first, second, *rest = sorted(tmp_path.glob("parts-*.gguf"))
+    assert rest
+    facts = read_facts(first)
+    assert facts.layers == read_facts(model_file("tiny")).layers
+    assert facts.output_bytes == read_facts(model_file("tiny")).output_bytes
+    second.unlink()
+    with pytest.raises(PlanError, match=second.name):
+        read_facts(first)
+
+
+def test_shared_keys_of_latent_attention_are_kept_once() -> None:
+    """DeepSeek's attention: a cache of keys alone, which hold the values too."""
+    meta = {
+        "block_count": 2, "embedding_length": 64, "feed_forward_length": 128, "context_length": 1024,
+        "attention.head_count": 4, "attention.head_count_kv": 1, "attention.key_length": 24,
+        "attention.value_length": 16, "attention.key_length_mla": 12, "attention.value_length_mla": 8,
+        "nextn_predict_layers": 1,
+    }  # fmt: skip
+    fields = {"general.architecture": "deepseek2", **{f"deepseek2.{key}": value for key, value in meta.items()}}
+    tensors = [("token_embd.weight", (64, 100), 6400)]
+    for i in range(2):
+        tensors += [(f"blk.{i}.attn_kv_a_mqa.weight", (64, 24), 1536), (f"blk.{i}.ffn_up.weight", (64, 128), 8192)]
+    facts = facts_of("latent", fields, tensors)
+    last, predictor = facts.layers
+    assert (last.k_values, last.v_values, last.key_flops) == (24, 0, 2 * 4 * (24 + 16))
+    assert last.flops == 2 * 64 * 24  # without what only the token goes through whose logits are asked for
+    assert (predictor.flops, predictor.key_flops, predictor.read_bytes) == (0, 0, 0)  # prompts do not go there
+    assert predictor.weight_bytes == last.weight_bytes == 1536 + 8192
+    assert facts.output_bytes == 6400  # the embedding, once more
