@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import randomsteps as rs
 from turboprefill import Context, Model, TurboPrefillError, virtual
@@ -57,9 +58,10 @@ class Rig:
         reference: dict[rs.Options, object],
     ) -> None:
         self.preset = preset
-        self.model = models[1]
+        self.models = models
         self.sizes = {**vars(options), "n_seq_max": rs.N_SEQ, "n_threads_batch": options.n_threads}
         self.properties = properties
+        self.peer = properties.peer if properties else ""
         self.repair()
         self.alive = self.handles()
         self.standard = models[0].context(**self.sizes, turboprefill=False)
@@ -68,6 +70,17 @@ class Rig:
         self.siblings: list[Context] = []
         self.options, self.reference = options, reference
         self.n_pipelined = self.n_standard = self.n_failures = 0
+
+    def switch(self, on: bool) -> None:
+        """Between direct copies llama.cpp's own pipeline does not wait for a device that is four ubatches late.
+
+        It then overwrites what that one still reads. So there are no such copies while it is at work.
+        """
+        self.turbo.turboprefill = on
+        if self.properties is not None:
+            self.standard.synchronize()
+            self.properties = replace(self.properties, peer=self.peer if on else "refused")
+            self.repair()
 
     def repair(self) -> None:
         """Give the virtual devices their properties, without a fault."""
@@ -103,7 +116,7 @@ class Rig:
                 state = self.saved.get(step.slot, b"")
                 self.same(lambda ctx: ctx.load_state(state[:-9] if step.damaged else state))
             case rs.Switch():
-                self.turbo.turboprefill = step.on
+                self.switch(step.on)
             case rs.ResetStats():
                 self.count()
                 self.turbo.reset_stats()
@@ -126,13 +139,13 @@ class Rig:
 
     def sibling(self, what: str) -> None:
         if what == "make" and len(self.siblings) < 2:
-            self.siblings.append(self.model.context(**self.sizes))
+            self.siblings.append(self.models[1].context(**self.sizes, turboprefill=True))
         elif what == "close" and self.siblings:
             self.siblings.pop().close()
         elif self.siblings:
             prompt = rs.Decode(n=40, seqs=(0,))
             if self.options not in self.reference:
-                with self.model.context(**self.sizes, turboprefill=False) as ctx:
+                with self.models[0].context(**self.sizes, turboprefill=False) as ctx:
                     prompt(ctx)
                     self.reference[self.options] = rs.Logits()(ctx)
             self.siblings[-1].memory.clear()

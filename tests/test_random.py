@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 
 # preset, devices, and examples of a normal run
 CASES = [
-    ("tiny", "virtual", 60),
-    ("moe-tiny", "virtual", 20),
-    ("gptoss-tiny", "virtual", 40),
-    ("gemma3-tiny", "virtual", 40),
-    ("mamba-tiny", "virtual", 30),
-    ("jamba-tiny", "virtual", 30),
-    ("granite-hybrid-tiny", "virtual", 20),
+    ("tiny", "virtual", 50),
+    ("moe-tiny", "virtual", 15),
+    ("gptoss-tiny", "virtual", 30),
+    ("gemma3-tiny", "virtual", 30),
+    ("mamba-tiny", "virtual", 20),
+    ("jamba-tiny", "virtual", 20),
+    ("granite-hybrid-tiny", "virtual", 15),
     ("tiny", "rpc", 6),
     ("gptoss-tiny", "rpc", 3),
     ("jamba-tiny", "rpc", 3),
