@@ -231,15 +231,17 @@ class Rig:
         for seq in seqs:
             n = sum(decode.n for decode in decodes if decode.seqs[0] == seq)
             assert before[seq] <= after[seq] <= before[seq] + n or after[seq] == -1
-            left[seq] = max(after[seq] - before[seq], 0)
-            if after[seq] < before[seq]:
-                assert self.preset not in DENSE
-                self.standard.memory.seq_rm(seq)
+            assert after[seq] >= before[seq] or self.preset not in DENSE
+            left[seq] = after[seq] - before[seq] if after[seq] >= 0 else n
         for decode in decodes:
             seq = decode.seqs[0]
             if n := min(decode.n, left[seq]):
-                decode(self.standard, n)
+                kept = outcome(lambda decode=decode, n=n: decode(self.standard, n))
+                assert kept is None or after[seq] < 0  # what is gone may have ended before memory was full
                 left[seq] -= n
+        for seq in seqs:
+            if after[seq] < 0:  # only now: the others shall get the same cells, which decide how sums are rounded
+                self.standard.memory.seq_rm(seq)
 
     def close(self) -> None:
         for ctx in (*self.siblings, self.standard, self.turbo):
