@@ -120,6 +120,7 @@ struct llama_turboprefill {
     std::vector<turboprefill_span> spans;
 
     turboprefill_engine * engine = nullptr;
+    turboprefill_parts  * parts  = nullptr; // of the engine before, until there is another one
 
 private:
     llama_context & ctx;
@@ -184,6 +185,7 @@ llama_turboprefill::~llama_turboprefill() {
         g_turboprefill_all.erase(this);
     }
     turboprefill_engine_free(engine);
+    turboprefill_parts_free(parts);
     if (trace) {
         turboprefill_sched_set_trace(ctx.sched.get(), nullptr);
         turboprefill_trace_free(trace);
@@ -204,7 +206,8 @@ llama_turboprefill & llama_turboprefill::make(llama_context & ctx) {
 void llama_turboprefill::sched_begin() {
     if (engine) {
         drain();
-        turboprefill_engine_free(engine);
+        turboprefill_parts_free(parts);
+        parts  = turboprefill_engine_dismantle(engine);
         engine = nullptr;
         entries.clear();
     }
@@ -239,7 +242,9 @@ void llama_turboprefill::sched_end() {
         }
     } else {
         try {
-            engine = turboprefill_engine_new(ctx.sched.get(), ctx.get_gf_res_reserve()->get_gf(), turboprefill_default_params());
+            turboprefill_parts * old = parts;
+            parts  = nullptr;
+            engine = turboprefill_engine_new(ctx.sched.get(), ctx.get_gf_res_reserve()->get_gf(), turboprefill_default_params(), old);
         } catch (const std::exception & err) {
             LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
         }
@@ -397,8 +402,16 @@ void llama_turboprefill::drain() {
 // the caller is about to read results that were never made: nothing there may be taken for them
 void llama_turboprefill::spoil_outputs() {
     const float nan = std::numeric_limits<float>::quiet_NaN();
-    std::fill_n(ctx.logits.data, ctx.logits.data ? ctx.logits.size : 0, nan);
-    std::fill_n(ctx.embd.data,   ctx.embd.data   ? ctx.embd.size   : 0, nan);
+    // output_reserve() has noted the sizes of a larger buffer when it drains to replace this one
+    const auto fill = [&](const auto & view) {
+        if (view.data && ctx.buf_output) {
+            const auto * begin = (const float *) ggml_backend_buffer_get_base(ctx.buf_output.get());
+            const size_t room  = ggml_backend_buffer_get_size(ctx.buf_output.get())/sizeof(float) - (view.data - begin);
+            std::fill_n(view.data, std::min(view.size, room), nan);
+        }
+    };
+    fill(ctx.logits);
+    fill(ctx.embd);
     for (auto & [seq_id, embd] : ctx.embd_seq) {
         GGML_UNUSED(seq_id);
         std::fill(embd.begin(), embd.end(), nan);

@@ -31,6 +31,7 @@
 #include <vector>
 
 struct turboprefill_engine;
+struct turboprefill_parts;
 struct turboprefill_slot;
 struct turboprefill_trace;
 
@@ -85,9 +86,14 @@ GGML_API bool turboprefill_repeats_devices(ggml_backend_sched_t sched);
 // The graphs of recurrent models need it to have one split per device.
 GGML_API void turboprefill_sched_set_regroup(ggml_backend_sched_t sched, bool regroup);
 
-// graph: the one that was reserved last, the largest there will be. nullptr if memory or threads can't be had
-GGML_API turboprefill_engine * turboprefill_engine_new (ggml_backend_sched_t sched, const ggml_cgraph * graph, turboprefill_params params);
+// graph: the one that was reserved last, the largest there will be. nullptr if memory or threads can't be had.
+// parts: of an engine before it on the same backends, or nullptr; they are used up
+GGML_API turboprefill_engine * turboprefill_engine_new (ggml_backend_sched_t sched, const ggml_cgraph * graph, turboprefill_params params, turboprefill_parts * parts);
 GGML_API void                  turboprefill_engine_free(turboprefill_engine * engine); // drains first
+
+// Drains and frees the engine, but keeps what is slow to get: pinned memory, and what was found out about links.
+GGML_API turboprefill_parts * turboprefill_engine_dismantle(turboprefill_engine * engine);
+GGML_API void                 turboprefill_parts_free      (turboprefill_parts * parts);
 
 GGML_API turboprefill_slot * turboprefill_acquire    (turboprefill_engine * engine); // nullptr after a failure
 GGML_API void                turboprefill_cancel     (turboprefill_engine * engine, turboprefill_slot * slot); // instead of submit

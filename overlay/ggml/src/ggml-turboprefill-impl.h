@@ -75,6 +75,13 @@ struct turboprefill_boundary {
     size_t n_bytes; // in the outbox
 };
 
+// what outlives an engine: the scheduler is replaced whenever a setting changes the graph, the backends stay
+struct turboprefill_parts {
+    ggml_backend_buffer_type_t host_buft;
+    std::vector<ggml_backend_buffer_ptr> host; // of slots
+    std::map<std::pair<ggml_backend_t, ggml_backend_t>, turboprefill_link> links;
+};
+
 // one per backend of the scheduler. a backend without a split only counts ubatches
 struct turboprefill_stage {
     ggml_backend_t             backend;

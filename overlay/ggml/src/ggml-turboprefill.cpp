@@ -474,7 +474,25 @@ static void turboprefill_stop_workers(turboprefill_engine * engine) {
     }
 }
 
-turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const ggml_cgraph * graph, turboprefill_params params) {
+// the links between the same backends, and host memory if it is of the same kind
+static void turboprefill_take_over(turboprefill_engine * engine, turboprefill_parts & parts) {
+    for (size_t from = 0; from < engine->stages.size(); from++) {
+        for (size_t to = 0; to < engine->stages.size(); to++) {
+            const auto it = parts.links.find({ engine->stages[from]->backend, engine->stages[to]->backend });
+            if (it != parts.links.end()) {
+                engine->stages[from]->links[(int) to] = std::move(it->second);
+            }
+        }
+    }
+    for (size_t i = 0; parts.host_buft == engine->host_buft && i < std::min(parts.host.size(), engine->slots.size()); i++) {
+        engine->slots[i]->host = std::move(parts.host[i]);
+        engine->mem_host += engine->slots[i]->host ? ggml_backend_buffer_get_size(engine->slots[i]->host.get()) : 0;
+    }
+}
+
+turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const ggml_cgraph * graph, turboprefill_params params, turboprefill_parts * parts) {
+    const std::unique_ptr<turboprefill_parts> parts_owned(parts);
+
     const int n_backends = ggml_backend_sched_get_n_backends(sched);
 
     auto engine = std::make_unique<turboprefill_engine>();
@@ -502,6 +520,10 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
     for (int i = 0; i < n_backends; i++) {
         engine->stages.push_back(std::make_unique<turboprefill_stage>());
         turboprefill_stage_init(*engine->stages.back(), sched, ggml_backend_sched_get_backend(sched, i), engine->params.n_slots);
+    }
+
+    if (parts != nullptr) {
+        turboprefill_take_over(engine.get(), *parts);
     }
 
     // for the largest graph that the scheduler has reserved: growing later would drain the pipeline
@@ -540,6 +562,27 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
 
     turboprefill_sched_set_engine(sched, engine.get());
     return engine.release();
+}
+
+turboprefill_parts * turboprefill_engine_dismantle(turboprefill_engine * engine) {
+    turboprefill_drain(engine);
+
+    auto parts = std::make_unique<turboprefill_parts>();
+    parts->host_buft = engine->host_buft;
+    for (auto & slot : engine->slots) {
+        parts->host.push_back(std::move(slot->host));
+    }
+    for (auto & stage : engine->stages) {
+        for (auto & [to, link] : stage->links) {
+            parts->links[{ stage->backend, engine->stages[to]->backend }] = std::move(link);
+        }
+    }
+    turboprefill_engine_free(engine);
+    return parts.release();
+}
+
+void turboprefill_parts_free(turboprefill_parts * parts) {
+    delete parts;
 }
 
 void turboprefill_engine_free(turboprefill_engine * engine) {
