@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "virtual" / "fidelity.py"
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "benchmarks" / "virtual" / "fidelity.py"
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -30,5 +31,16 @@ def test_a_short_run_measures_every_arm_and_their_results_agree(tmp_path: Path) 
         assert ratio["deviation_percent"] == pytest.approx(100 * (ratio["virtual"] / ratio["measured"] - 1), abs=0.2)
     # README's own table
     measured = {ratio["name"]: ratio["measured"] for ratio in machine["ratios"]}
-    assert measured["TurboPrefill against as shipped, no peer copies, ubatch 512"] == pytest.approx(2.99, abs=0.01)
+    assert measured["without peer copies: TurboPrefill against as shipped, ubatch 512"] == pytest.approx(2.99, abs=0.01)
     assert measured["TurboPrefill against as shipped, ubatch 128"] == pytest.approx(7745 / 3503, abs=0.01)
+
+
+def test_the_table_of_the_documentation_is_that_of_the_raw_file() -> None:
+    (path,) = (ROOT / "benchmarks" / "results").glob("*-virtual.json")
+    text = (ROOT / "docs" / "virtual.md").read_text()
+    assert path.name in text
+    for machine in json.loads(path.read_text())["machines"]:
+        assert machine["logits_identical"]
+        for ratio in machine["ratios"]:
+            figures = f"{ratio['measured']:.2f} | {ratio['virtual']:.2f} | {ratio['deviation_percent']:+.0f} %"
+            assert f"| {ratio['name']} | {figures} |" in text

@@ -63,15 +63,64 @@ class Machine:
         return list(dict.fromkeys(arm for ratio in self.ratios for arm in (ratio.slower, ratio.faster)))
 
 
+def _speeds(file: str) -> dict[tuple[str, int], float]:
+    """Tokens per second by arm and ubatch, of a file of benchmarks/gpu."""
+    records = json.loads((_RESULTS / file).read_text())["results"]
+    return {
+        (record["arm"], record["n_ubatch"]): record["median_ts"]
+        for record in records
+        if record["case"] in ("dense pp16384 ub128", "dense pp16384 ub512") and "median_ts" in record
+    }
+
+
+def _pipeline(speed: dict[tuple[str, int], float], without: dict[tuple[str, int], float], first: int) -> list[Ratio]:
+    """What was measured with TurboPrefill; `first` is the first device's layers where the split is llama.cpp's own."""
+    ratios = [
+        Ratio(
+            f"TurboPrefill against as shipped, ubatch {n}",
+            speed["turbo", n] / speed["upstream", n],
+            Arm(n, turboprefill=True),
+            Arm(n, reuse=n == 128),
+        )
+        for n in (128, 512)
+    ]
+    ratios.append(
+        Ratio(
+            f"equal layers, not {first} on the first device, ubatch 512",
+            speed["turbo-balanced", 512] / speed["turbo", 512],
+            Arm(512, balanced=True, turboprefill=True),
+            Arm(512, turboprefill=True),
+        )
+    )
+    ratios.append(
+        Ratio(
+            "as shipped: peer copies against none, ubatch 512",
+            without["upstream", 512] / without["nopeer-upstream", 512],
+            Arm(512),
+            Arm(512, balanced=True, peer=False),
+        )
+    )
+    ratios += [
+        Ratio(
+            f"without peer copies: TurboPrefill against as shipped, ubatch {n}",
+            without["nopeer-turbo", n] / without["nopeer-upstream", n],
+            Arm(n, balanced=True, turboprefill=True, peer=False),
+            Arm(n, balanced=True, reuse=n == 128, peer=False),
+        )
+        for n in (128, 512)
+    ]
+    return ratios
+
+
 def _eight() -> Machine:
-    """Measured before there was TurboPrefill: there, the pipeline without a limit is upstream's with 16 copies."""
-    file = "planner-8xH200.json"
+    """Reuse and the limit of copies were measured one by one; the pipeline without it was upstream's with 16 copies."""
+    table, file = "planner-8xH200.json", "2026-11-21-8xH200.json"
     speed = {
         (row["arm"], row["n_ubatch"]): row["tok_per_s"]
-        for row in json.loads((_RESULTS / file).read_text())["rows"]
+        for row in json.loads((_RESULTS / table).read_text())["rows"]
         if row["model"] == "dense" and row["n_prompt"] == 16384 and row["gpus"] == 8
     }
-    ratios = (
+    single = [
         Ratio(
             "graph reuse switched off, ubatch 128",
             speed["reuse-off", 128] / speed["upstream", 128],
@@ -84,75 +133,15 @@ def _eight() -> Machine:
             Arm(128, turboprefill=True),
             Arm(128),
         ),
-        Ratio(
-            "no limit of 4 input copies, ubatch 512",
-            speed["copies16", 512] / speed["upstream", 512],
-            Arm(512, turboprefill=True),
-            Arm(512),
-        ),
-        Ratio(
-            "equal layers, not 5 on the first device, ubatch 512",
-            speed["tuned", 512] / speed["copies16", 512],
-            Arm(512, balanced=True, turboprefill=True),
-            Arm(512, turboprefill=True),
-        ),
-        Ratio(
-            "peer copies, against none, as shipped, ubatch 512",
-            speed["upstream", 512] / speed["nopeer-upstream", 512],
-            Arm(512),
-            Arm(512, peer=False),
-        ),
-    )
-    return Machine("8x H200, NVLink", (5, 4, 4, 4, 4, 4, 4, 3), file, ratios)
+    ]
+    pipeline = _pipeline(_speeds(file), _speeds(file), 5)
+    return Machine("8x H200, NVLink", (5, 4, 4, 4, 4, 4, 4, 3), f"{table}, {file}", (*single, *pipeline))
 
 
 def _four() -> Machine:
-    def of(file: str) -> dict[tuple[str, str], float]:
-        records = json.loads((_RESULTS / file).read_text())["results"]
-        return {(record["case"], record["arm"]): record["median_ts"] for record in records if "median_ts" in record}
-
     peer, none = "2026-11-20-4xH200.json", "2026-11-20-4xH200-no-peer.json"
-    small, large = "dense pp16384 ub128", "dense pp16384 ub512"
-    with_peer, without = of(peer), of(none)
-    ratios = (
-        Ratio(
-            "TurboPrefill against as shipped, ubatch 128",
-            with_peer[small, "turbo"] / with_peer[small, "upstream"],
-            Arm(128, turboprefill=True),
-            Arm(128, reuse=True),
-        ),
-        Ratio(
-            "TurboPrefill against as shipped, ubatch 512",
-            with_peer[large, "turbo"] / with_peer[large, "upstream"],
-            Arm(512, turboprefill=True),
-            Arm(512),
-        ),
-        Ratio(
-            "equal layers, not 9 on the first device, ubatch 512",
-            with_peer[large, "turbo-balanced"] / with_peer[large, "turbo"],
-            Arm(512, balanced=True, turboprefill=True),
-            Arm(512, turboprefill=True),
-        ),
-        Ratio(
-            "peer copies, against none, as shipped, ubatch 512",
-            without[large, "upstream"] / without[large, "nopeer-upstream"],
-            Arm(512),
-            Arm(512, balanced=True, peer=False),
-        ),
-        Ratio(
-            "TurboPrefill against as shipped, no peer copies, ubatch 512",
-            without[large, "nopeer-turbo"] / without[large, "nopeer-upstream"],
-            Arm(512, balanced=True, turboprefill=True, peer=False),
-            Arm(512, balanced=True, peer=False),
-        ),
-        Ratio(
-            "TurboPrefill against as shipped, no peer copies, ubatch 128",
-            without[small, "nopeer-turbo"] / without[small, "nopeer-upstream"],
-            Arm(128, balanced=True, turboprefill=True, peer=False),
-            Arm(128, balanced=True, reuse=True, peer=False),
-        ),
-    )
-    return Machine("4x H200, NVLink", (9, 8, 8, 7), f"{peer}, {none}", ratios)
+    pipeline = _pipeline(_speeds(peer), _speeds(none), 9)
+    return Machine("4x H200, NVLink", (9, 8, 8, 7), f"{peer}, {none}", tuple(pipeline))
 
 
 MACHINES = (_eight(), _four())
