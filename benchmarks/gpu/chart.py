@@ -16,6 +16,7 @@ _COLOURS = {
     "turbo": "#f58518",
     "turbo-balanced": "#e45756",
     "turbo-balanced-staged": "#b279a2",
+    "turbo-auto": "#ff9da6",
     "nopeer-upstream": "#9d755d",
     "nopeer-turbo": "#54a24b",
 }
@@ -31,7 +32,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     stages = document["config"]["n_devices"]
-    records = [r for r in document["results"] if r["step"] != "correctness" and not r["n_gen"]]
+    records = [r for r in document["results"] if r["step"] not in ("correctness", "sizes") and not r["n_gen"]]
     groups = list(dict.fromkeys(r["case"] for r in records))
     arms = [arm for arm in _COLOURS if any(r["arm"] == arm for r in records)]
     figure = Figure(figsize=(max(6.0, 1.9 * len(groups)), 5), dpi=150, layout="constrained")
