@@ -75,6 +75,7 @@ def test_what_does_not_fit_says_by_how_much() -> None:
         ("8x80GB@0", "a number above 0"),
         ("2xABC", "H200"),
         ("missing.json", "missing.json"),
+        ("2xH200,1x80GB", "a relative speed"),
     ],
 )
 def test_devices_that_make_no_sense(devices: str, expected: str) -> None:

@@ -70,9 +70,22 @@ def from_devices(devices: Sequence[Device]) -> list[Place]:
 
 def _alike(places: list[Place]) -> list[Place]:
     """If one device's speed is unknown, seconds and ratios would be mixed: then all of them count as equally fast."""
-    if all(place.timed for place in places) or not any(place.timed for place in places):
-        return places
-    return [replace(place, rates=REFERENCE, source=RELATIVE) for place in places]
+    return [replace(place, rates=REFERENCE, source=RELATIVE) for place in places] if _mixed(places) else places
+
+
+def _mixed(places: list[Place]) -> bool:
+    return len({place.timed for place in places}) > 1
+
+
+def _said(places: list[Place]) -> list[Place]:
+    """Devices whose speeds were said in the same way."""
+    if _mixed(places):
+        names = ", ".join(place.name for place in places if not place.timed)
+        raise PlanError(
+            f"some devices are known cards, of {names} only a relative speed is known: name cards (or give tflops and "
+            "bandwidth_gbs) for all devices, or for none"
+        )
+    return places
 
 
 def _source(name: str, *, measured: bool, speed: float = 1.0) -> str:
@@ -81,7 +94,7 @@ def _source(name: str, *, measured: bool, speed: float = 1.0) -> str:
 
 
 def from_text(text: str) -> list[Place]:
-    """Devices in short: ``8x80GB``, ``4xH200``, ``2xRTX4090,1x12GB@0.5``; a number after @ is a speed, 1 by default.
+    """Devices in short: ``8x80GB``, ``4xH200``, ``2x24GB,1x12GB@0.5``; a number after @ is a speed, 1 by default.
 
     Raises:
         PlanError: it cannot be understood.
@@ -105,7 +118,7 @@ def from_text(text: str) -> list[Place]:
         if not 0 < count <= 1024:
             raise PlanError(f"{part.strip()!r} means {count} devices: expected 1 to 1024")
         places += [replace(place, name=f"GPU{len(places) + i}") for i in range(count)]
-    return _alike(places)
+    return _said(places)
 
 
 def _speed(value: Any, where: str) -> float:
@@ -145,7 +158,7 @@ def from_table(data: Any) -> list[Place]:
         for _ in range(int(row.get("count", 1))):
             name = str(row.get("name", f"GPU{len(places)}"))
             places.append(_row(row, name))
-    return _alike(places)
+    return _said(places)
 
 
 def _row(row: Mapping[str, Any], name: str) -> Place:
