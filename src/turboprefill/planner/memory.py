@@ -14,6 +14,7 @@ from turboprefill.planner.facts import Layer, ModelFacts
 __all__ = ["Needs", "compute_bytes", "kv_bytes", "place_bytes", "state_bytes"]
 
 _PAD = 256  # cells that llama.cpp rounds up to
+_OUTBOXES = 2  # regions that boundaries leave from on TurboPrefill's path
 _COPIES = 4  # of each input, for llama.cpp's own pipeline (GGML_SCHED_MAX_COPIES)
 
 
@@ -60,7 +61,7 @@ def state_bytes(layer: Layer, needs: Needs) -> int:
 
 
 def compute_bytes(facts: ModelFacts, needs: Needs) -> int:
-    """Bytes of a device's compute buffer, and of copies of inputs, without the output layer."""
+    """Bytes of a device's compute buffer, of copies of inputs and of boundaries, without the output layer."""
     activations = 4 * needs.n_ubatch * (6 * facts.n_embd + 3 * facts.n_ff + 16 * facts.n_inner)
     cells = _pad(needs.n_ctx // needs.n_seq_max)
     kinds = {layer.kind for layer in facts.layers}
@@ -68,7 +69,8 @@ def compute_bytes(facts: ModelFacts, needs: Needs) -> int:
     mask_bytes = (2 if needs.flash_attn else 4) * needs.n_ubatch * cells * masks
     inputs = 4 * needs.n_ubatch * facts.n_embd + mask_bytes
     scores = 0 if needs.flash_attn else 4 * needs.n_ubatch * cells * facts.n_head
-    return int(activations + scores + _COPIES * inputs)
+    outboxes = _OUTBOXES * 4 * needs.n_ubatch * facts.n_embd
+    return int(activations + scores + _COPIES * inputs + outboxes)
 
 
 def output_bytes(facts: ModelFacts, needs: Needs) -> int:
