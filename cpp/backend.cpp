@@ -11,6 +11,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -109,10 +110,11 @@ const char * type_name(ggml_backend_dev_t dev) {
 
 struct device_info {
     std::string name, description, type, backend;
-    size_t      memory_free, memory_total;
+    size_t      memory_free = 0, memory_total = 0;
 };
 
-std::vector<device_info> list_devices() {
+// silent: RPC servers that would not answer, which ends the process
+std::vector<device_info> list_devices(const std::vector<std::string> & silent) {
     backend_init();
     std::vector<device_info> out;
     for (auto * dev : backend_devices()) {
@@ -121,7 +123,9 @@ std::vector<device_info> list_devices() {
         info.description = ggml_backend_dev_description(dev);
         info.type        = type_name(dev);
         info.backend     = ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev));
-        ggml_backend_dev_memory(dev, &info.memory_free, &info.memory_total);
+        if (std::find(silent.begin(), silent.end(), info.description) == silent.end()) {
+            ggml_backend_dev_memory(dev, &info.memory_free, &info.memory_total);
+        }
         out.push_back(std::move(info));
     }
     return out;
@@ -172,7 +176,7 @@ void bind_backend(py::module_ & m) {
         .def_readonly("memory_total", &device_info::memory_total);
 
     m.def("backend_init",   &backend_init, py::call_guard<py::gil_scoped_release>());
-    m.def("devices",        &list_devices, py::call_guard<py::gil_scoped_release>());
+    m.def("devices",        &list_devices, py::arg("silent"), py::call_guard<py::gil_scoped_release>());
     m.def("load_backend",   &load_backend, py::arg("path"), py::call_guard<py::gil_scoped_release>());
     m.def("has_rpc_server", &has_rpc_server, py::arg("endpoint"), py::call_guard<py::gil_scoped_release>());
     // upstream ends the process if the endpoint does not answer: rpc.py probes it first

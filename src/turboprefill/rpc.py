@@ -13,12 +13,13 @@ import time
 from turboprefill.errors import EndpointError
 from turboprefill.native import core
 
-__all__ = ["add_server", "parse_endpoint"]
+__all__ = ["add_server", "parse_endpoint", "silent_servers"]
 
 _CONNECT_TIMEOUT_S = 5.0
 _KNOWN_TIMEOUT_S = 0.25
 _HELLO = 14  # RPC_CMD_HELLO, the one command that may never change
 _CAPS_SIZE = 24
+_added: set[str] = set()
 _START = "start one with `ggml-rpc-server -H HOST -p PORT`"
 
 
@@ -101,4 +102,17 @@ def add_server(endpoint: str) -> list[str]:
         _check_known(endpoint)
     else:
         _check(endpoint)
-    return core.add_rpc_server(endpoint)
+    names = core.add_rpc_server(endpoint)
+    _added.add(endpoint)
+    return names
+
+
+def silent_servers() -> list[str]:
+    """Endpoints that models of this process have used and that are gone: asking them anything would end the process."""
+    gone = []
+    for endpoint in sorted(_added):
+        try:
+            _check_known(endpoint)
+        except EndpointError:
+            gone.append(endpoint)
+    return gone

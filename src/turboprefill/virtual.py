@@ -9,6 +9,7 @@ import ctypes
 import os
 
 from turboprefill import log
+from turboprefill.device import devices
 from turboprefill.errors import InvalidInputError
 from turboprefill.native import core, virtual_backend_path
 
@@ -41,8 +42,7 @@ def _refuse(why: bytes | None) -> None:
 
 def loaded() -> list[str]:
     """Names of the virtual devices of this process, however they came here; empty if there are none."""
-    with log.capture():
-        return [device.name for device in core.devices() if device.backend == "VIRT"]
+    return [device.name for device in devices() if device.backend == "VIRT"]
 
 
 def load(spec: str) -> list[str]:
