@@ -7,7 +7,7 @@
 // devices so slow that a decode returns long before they are done
 static const char * const SLOW = ",split_us=1500";
 
-static const int N_PROMPT = 96;
+static const int N_PROMPT = 64;
 
 struct driver_call {
     const char * name;
@@ -68,6 +68,10 @@ static driver_result with_call(llama_model * model, const driver_call & call, bo
 
     const auto tokens = driver_prompt(2*N_PROMPT);
     require(driver_decode(ctx.get(), driver_prompt(N_PROMPT), 0, N_PROMPT, OUTPUTS_LAST) == 0, what);
+    if (!turbo) {
+        // the pipeline waits by itself; llama.cpp alone expects this of the caller, before a memory is cleared for example
+        llama_synchronize(ctx.get());
+    }
     call.call(ctx.get());
 
     const int n = llama_memory_seq_pos_max(llama_get_memory(ctx.get()), 0) + 1;
