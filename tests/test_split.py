@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+from collections.abc import Iterator, Sequence
 
 import pytest
+from gguf import GGUFReader
 
 from turboprefill import Model
 
@@ -44,6 +46,11 @@ def placed(lines: list[str]) -> list[str]:
     return [m[1] for line in lines if (m := re.search(r"layer +\d+ assigned to device (\w+)", line))]
 
 
+def every(n_units: int) -> Iterator[tuple[int, ...]]:
+    """All ways to give units to the devices."""
+    return (shares for shares in itertools.product(range(n_units + 1), repeat=N_DEVICES) if sum(shares) == n_units)
+
+
 def slowest(shares: tuple[int, ...], n_layer: int) -> int:
     """Layers of the device with the most; the output, which comes last, counts nothing."""
     ends = itertools.accumulate(shares)
@@ -55,8 +62,7 @@ def test_no_split_of_equal_devices_has_a_faster_slowest_one(load, n_layer) -> No
     lines = load(n_layer)
     shares = counts(lines)
     assert sum(shares) == n_layer + 1
-    every = (s for s in itertools.product(range(n_layer + 2), repeat=N_DEVICES) if sum(s) == n_layer + 1)
-    assert slowest(tuple(shares), n_layer) == min(slowest(share, n_layer) for share in every)
+    assert slowest(tuple(shares), n_layer) == min(slowest(share, n_layer) for share in every(n_layer + 1))
     assert placed(lines) == [f"VIRT{i}" for i, share in enumerate(shares) for _ in range(share)]
 
 
@@ -65,10 +71,27 @@ def test_it_is_the_split_that_it_says(load) -> None:
     assert placed(load(7, tensor_split=counts(lines))) == placed(lines)
 
 
-def test_a_device_with_little_memory_gets_what_fits(load) -> None:
-    everything = load(8)
-    short = load(8, "memory_gb=0.004/1/1/1")
-    assert placed(short).count("VIRT0") < placed(everything).count("VIRT0")
+@pytest.mark.parametrize("memory", ["memory_gb=0.02/1/1/1", "memory_gb=0.8/1/1/1"])
+def test_devices_that_are_not_equally_free_keep_llama_cpp_s_split(load, memory) -> None:
+    assert placed(load(8, memory)) == placed(load(8, memory, env={"TURBOPREFILL": "0"}))
+
+
+def test_no_device_gets_more_than_its_memory(load, model_file) -> None:
+    """There is little more memory than weights: with the output, which is large, there is no room for 3 layers."""
+    sizes = dict.fromkeys((*range(8), "output"), 0)
+    for tensor in GGUFReader(model_file("tiny", n_layers=8)).tensors:
+        layer = re.match(r"blk\.(\d+)\.", tensor.name)
+        key = int(layer[1]) if layer else "output"
+        sizes[key] += int(tensor.n_bytes) if key != "output" or tensor.name.startswith("output") else 0
+    units = list(sizes.values())
+
+    def fullest(shares: Sequence[int]) -> int:
+        starts = [sum(shares[:i]) for i in range(N_DEVICES)]
+        return max(sum(units[start : start + share]) for start, share in zip(starts, shares, strict=True))
+
+    room = min(map(fullest, every(len(units))))
+    shares = counts(load(8, f"memory_gb={1.01 * room / 0.75 / 1e9:.6f}"))  # a quarter is left for other things
+    assert fullest(shares) == room < fullest(counts(load(8)))
 
 
 @pytest.mark.parametrize(

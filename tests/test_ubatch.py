@@ -64,3 +64,16 @@ def test_the_context_s_own_size_otherwise(model, monkeypatch, value) -> None:
     prompt = np.random.default_rng(2).integers(300, 1000, 300).tolist()
     monkeypatch.setenv("TURBOPREFILL_UBATCH", value)
     assert read(model, prompt, N_UBATCH, 1024, turboprefill=True)[2] == 3
+
+
+@pytest.mark.parametrize("logits", ["all", "last"])
+def test_generation_is_not_cut(model, monkeypatch, logits) -> None:
+    """One token of each sequence, all with results: in pieces they would be computed one after the other."""
+    monkeypatch.setenv("TURBOPREFILL_UBATCH", f"auto:{OVERHEAD}")
+    n = 120
+    sizes = {"n_ctx": 1024, "n_batch": 512, "n_ubatch": N_UBATCH, "n_seq_max": n, "kv_unified": True}
+    with model.context(**sizes, turboprefill=True) as ctx:
+        ctx.decode_batch([300] * n, pos=[0] * n, seq_ids=list(range(n)), logits=logits)
+        stats = ctx.stats()
+        whole = stats.n_ubatches_standard == 1 and stats.n_ubatches_pipelined == 0
+        assert whole == (logits == "all")

@@ -9,6 +9,7 @@
 #include "llama-context.h"
 #include "llama-graph.h"
 #include "llama-impl.h"
+#include "llama-kv-cache-iswa.h"
 #include "llama-memory.h"
 #include "llama-model.h"
 
@@ -89,6 +90,7 @@ struct llama_turboprefill {
     void sched_begin();
     void sched_new();
     void sched_end();
+    void drop_parts();
 
     int32_t decode_begin();
     void    choose_ubatch();
@@ -163,6 +165,10 @@ private:
     // upstream keeps two graph results since September 2026, one before
     template <typename T> static auto forget_graph(T & ctx, int)  -> decltype(ctx.gf_res_prev_active = nullptr, void()) { ctx.gf_res_prev_active = nullptr; }
     template <typename T> static auto forget_graph(T & ctx, long) -> decltype(ctx.gf_res_prev->reset(),         void()) { ctx.gf_res_prev->reset(); }
+
+    // hidden states for multi-token prediction
+    template <typename T> static auto hidden_rows(const T & ctx, int)  -> decltype(ctx.embd_nextn) { return ctx.embd_nextn; }
+    template <typename T> static auto hidden_rows(const T & ctx, long) -> decltype(ctx.embd)       { return ctx.embd; }
 
     // snapshots of recurrent states, since June 2026
     template <typename T> static auto has_snapshots(const T & cparams, int)  -> decltype(cparams.n_rs_seq > 0) { return cparams.n_rs_seq > 0; }
@@ -269,6 +275,14 @@ void llama_turboprefill::sched_end() {
     }
 }
 
+// there is no engine that could take them over
+void llama_turboprefill::drop_parts() {
+    if (!engine && !regrouping) {
+        turboprefill_parts_free(parts);
+        parts = nullptr;
+    }
+}
+
 // buffers are planned for an order of nodes: another order needs another reservation, inside of the one that just ended
 void llama_turboprefill::try_regroup() {
     const bool pipeline_parallel = ctx.cparams.pipeline_parallel;
@@ -366,14 +380,28 @@ ggml_status llama_turboprefill::recover() {
     return first.status;
 }
 
-// true if the memory still has what the token at pos needs to see
+// true if the memory still has what the token at pos needs to see: a window that has moved on gives its cells away, and
+// not in the order of their positions
 bool llama_turboprefill::has_window(llama_seq_id seq_id, llama_pos pos) const {
     const auto n_swa = (llama_pos) ctx.model.hparams.n_swa;
     if (n_swa == 0 || pos == 0) {
         return true;
     }
-    const llama_pos pos_min = ctx.memory->seq_pos_min(seq_id);
-    return pos_min >= 0 && pos_min <= std::max(0, pos - n_swa);
+    const auto * caches = dynamic_cast<const llama_kv_cache_iswa *>(ctx.memory.get());
+    const auto * cache  = caches ? caches->get_swa() : dynamic_cast<const llama_kv_cache *>(ctx.memory.get());
+    if (cache == nullptr) {
+        return false;
+    }
+    const auto & cells = cache->v_cells[cache->seq_to_stream[seq_id]];
+
+    const llama_pos begin = std::max(0, pos - n_swa + 1);
+    std::set<llama_pos> seen;
+    for (uint32_t i = 0; i < cells.size(); ++i) {
+        if (!cells.is_empty(i) && cells.seq_has(i, seq_id) && cells.pos_get(i) >= begin && cells.pos_get(i) < pos) {
+            seen.insert(cells.pos_get(i));
+        }
+    }
+    return (llama_pos) seen.size() == pos - begin;
 }
 
 static int32_t turboprefill_decode_code(ggml_status status) {
@@ -412,6 +440,9 @@ void llama_turboprefill::spoil_outputs() {
     };
     fill(ctx.logits);
     fill(ctx.embd);
+    fill(hidden_rows(ctx, 0));
+    fill(ctx.sampling.logits);
+    fill(ctx.sampling.probs);
     for (auto & [seq_id, embd] : ctx.embd_seq) {
         GGML_UNUSED(seq_id);
         std::fill(embd.begin(), embd.end(), nan);
@@ -455,7 +486,11 @@ int32_t llama_turboprefill::decode_begin() {
 
 // for the batch that is about to be cut into ubatches
 void llama_turboprefill::choose_ubatch() {
-    if (!enabled || !engine || ubatch_overhead <= 0 || !ctx.cparams.causal_attn || ctx.cparams.embeddings) {
+    if (!enabled || !engine || ubatch_overhead <= 0 || ctx.cparams.cb_eval || !ctx.cparams.causal_attn || ctx.cparams.embeddings) {
+        return;
+    }
+    // generation, or what a draft model has proposed; and snapshots of recurrent states bound the size from below
+    if (ctx.balloc->get_n_outputs() == ctx.balloc->get_n_tokens() || has_snapshots(ctx.cparams, 0)) {
         return;
     }
     if (turboprefill_idle(engine)) {
@@ -707,6 +742,7 @@ void llama_turboprefill_sched_new(llama_context & ctx) {
 
 void llama_turboprefill_sched_end(llama_context & ctx) {
     llama_turboprefill::make(ctx).sched_end();
+    llama_turboprefill::make(ctx).drop_parts();
 }
 
 int32_t llama_turboprefill_decode_begin(llama_context & ctx) {
@@ -722,7 +758,13 @@ llama_turboprefill_ubatch_choice::llama_turboprefill_ubatch_choice(llama_context
 }
 
 llama_turboprefill_ubatch_choice::~llama_turboprefill_ubatch_choice() {
-    llama_turboprefill::make(ctx).restore_ubatch();
+    llama_turboprefill_restore_ubatch(ctx);
+}
+
+void llama_turboprefill_restore_ubatch(llama_context & ctx) {
+    if (auto * tp = llama_turboprefill::get(ctx)) {
+        tp->restore_ubatch();
+    }
 }
 
 void llama_turboprefill_submit(llama_context & ctx) {

@@ -30,6 +30,8 @@ struct llama_turboprefill_ubatch_choice {
     llama_context & ctx;
 };
 
+void llama_turboprefill_restore_ubatch(llama_context & ctx);
+
 // true: this ubatch was taken, with its result in res, or nullptr and the status in ret. false: it is upstream's
 bool llama_turboprefill_process(llama_context & ctx, const llama_ubatch & ubatch, int gtype, llama_memory_context_i * mctx,
         ggml_status & ret, llm_graph_result *& res);

@@ -27,6 +27,9 @@ struct turboprefill_unit {
 template <typename T> static auto turboprefill_n_layer(const T & hparams, int)  -> decltype((int) hparams.n_layer_all) { return hparams.n_layer_all; }
 template <typename T> static auto turboprefill_n_layer(const T & hparams, long) -> decltype((int) hparams.n_layer)     { return hparams.n_layer; }
 
+template <typename T> static auto turboprefill_n_layer_run(const T & hparams, int)  -> decltype((int) hparams.n_layer()) { return hparams.n_layer(); }
+template <typename T> static auto turboprefill_n_layer_run(const T & hparams, long) -> decltype((int) hparams.n_layer)   { return hparams.n_layer; }
+
 // per layer since September 2026
 template <typename T> static auto turboprefill_n_expert_used(const T & hparams, int il, int)     -> decltype((double) hparams.n_expert_used(il)) { return hparams.n_expert_used(il); }
 template <typename T> static auto turboprefill_n_expert_used(const T & hparams, int /*il*/, long) -> decltype((double) hparams.n_expert_used)    { return hparams.n_expert_used; }
@@ -42,13 +45,17 @@ static std::vector<turboprefill_unit> turboprefill_units(const llama_model & mod
         const std::string & name   = it.first;
         const ggml_tensor * tensor = it.second.tensor;
 
+        // encoders and decoders have layers of the same numbers, which go together
+        const bool half = name.compare(0, 4, "enc.") == 0 || name.compare(0, 4, "dec.") == 0;
+
         int il = -1;
-        if (sscanf(name.c_str(), "blk.%d.", &il) == 1 && il >= 0 && il < n_layer) {
+        if (sscanf(name.c_str() + (half ? 4 : 0), "blk.%d.", &il) == 1 && il >= 0 && il < n_layer) {
             units[il].bytes += ggml_nbytes(tensor);
             // a mixture of experts multiplies with some of them
             const bool experts = name.find("_exps.") != std::string::npos;
             const double used  = experts && model.hparams.n_expert > 0 ? turboprefill_n_expert_used(model.hparams, il, 0)/model.hparams.n_expert : 1.0;
-            units[il].cost += used*ggml_nelements(tensor);
+            // prompts do not go through the layers for multi-token prediction
+            units[il].cost += il < turboprefill_n_layer_run(model.hparams, 0) ? used*ggml_nelements(tensor) : 0;
         } else if (name == "token_embd.weight") {
             bytes_embd = ggml_nbytes(tensor);
         } else if (name.compare(0, 6, "output") == 0) {
@@ -110,8 +117,11 @@ static std::vector<int> turboprefill_balance(const std::vector<turboprefill_unit
     return counts;
 }
 
-// nothing is known about their speed, but it is the same
-static bool turboprefill_one_kind(const llama_model & model) {
+// nothing is known about their speed, but it is the same. a device that others use too has less memory free
+static bool turboprefill_one_kind(const llama_model & model, const std::vector<float> & free) {
+    if (*std::min_element(free.begin(), free.end()) < 0.9*(*std::max_element(free.begin(), free.end()))) {
+        return false;
+    }
     const auto memory = [](ggml_backend_dev_t dev) {
         size_t free, total;
         ggml_backend_dev_memory(dev, &free, &total);
@@ -130,16 +140,19 @@ static bool turboprefill_one_kind(const llama_model & model) {
 
 void llama_turboprefill_split(const llama_model & model, const llama_model_loader & ml, std::vector<float> & splits) {
     if (!turboprefill_env_enabled() || turboprefill_getenv("TURBOPREFILL_SPLIT") == "off" ||
-            model.split_mode() != LLAMA_SPLIT_MODE_LAYER || splits.size() < 2) {
+            model.split_mode() != LLAMA_SPLIT_MODE_LAYER || splits.size() < 2 || model.n_gpu_layers() == 0) {
         return;
     }
-    if (!turboprefill_one_kind(model)) {
-        LLAMA_LOG_INFO("%s: TurboPrefill: the devices are of several kinds, their layers stay as they are; "
+    if (!turboprefill_one_kind(model, splits)) {
+        LLAMA_LOG_INFO("%s: TurboPrefill: the devices are of several kinds or not equally free, their layers stay as they are; "
                 "`turboprefill plan` measures and gives a -ts\n", __func__);
         return;
     }
 
     std::vector<turboprefill_unit> units = turboprefill_units(model, ml);
+    if (std::any_of(units.begin(), units.end() - 1, [](const turboprefill_unit & unit) { return unit.bytes == 0; })) {
+        return; // an architecture that names its layers in another way
+    }
     const size_t n_gpu_layers = model.n_gpu_layers();
     if (n_gpu_layers < units.size()) {
         units.erase(units.begin(), units.end() - n_gpu_layers); // the first layers stay on the CPU

@@ -20,6 +20,7 @@
 // two would do: one is read while the other is written. the third absorbs jitter on the host side, where it is cheap
 #define TURBOPREFILL_N_LANDINGS 2
 #define TURBOPREFILL_N_STAGINGS 3
+#define TURBOPREFILL_STAGING_ALIGNMENT 256
 // regions of a device that its boundaries leave from, while the next ubatch is computed
 #define TURBOPREFILL_N_OUTBOXES 2
 
@@ -78,6 +79,7 @@ struct turboprefill_boundary {
 // what outlives an engine: the scheduler is replaced whenever a setting changes the graph, the backends stay
 struct turboprefill_parts {
     ggml_backend_buffer_type_t host_buft;
+    turboprefill_transport     transport;
     std::vector<ggml_backend_buffer_ptr> host; // of slots
     std::map<std::pair<ggml_backend_t, ggml_backend_t>, turboprefill_link> links;
 };

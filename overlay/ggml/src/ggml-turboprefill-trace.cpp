@@ -96,14 +96,16 @@ static void turboprefill_trace_watch(turboprefill_trace * trace, turboprefill_tr
         lock.unlock();
 
         int64_t t_end = mark->t_end;
-        if (mark->begin) {
+        if (t_end == 0) {
             if (lane->probe != nullptr) {
                 // requests of one connection are executed in order, so any answer will do
                 std::this_thread::sleep_for(std::chrono::microseconds(TURBOPREFILL_TRACE_DELAY_US));
                 ggml_backend_tensor_get_async(mark->span.backend, lane->probe, &lane->answer, 0, sizeof(lane->answer));
                 mark->end = turboprefill_trace_record(mark->span.backend);
             }
-            ggml_backend_event_synchronize(mark->end.get());
+            if (mark->end) {
+                ggml_backend_event_synchronize(mark->end.get());
+            }
             t_end = ggml_time_us();
         }
         // the device was still at the split before
@@ -181,7 +183,8 @@ void turboprefill_trace_end(turboprefill_trace * trace, ggml_backend_t backend, 
         if (!probed) {
             mark->end = turboprefill_trace_record(backend);
         }
-    } else {
+    }
+    if (!mark->end && !(mark->begin && probed)) {
         ggml_backend_synchronize(backend);
         mark->t_end = ggml_time_us();
     }

@@ -122,6 +122,8 @@ static bool turboprefill_probe_peer(ggml_backend_t from, ggml_backend_t to, ggml
     const int64_t t_start = ggml_time_us();
     for (int i = 0; i < n_copies; i++) {
         if (!to->iface.cpy_tensor_async(from, to, src, dst)) {
+            ggml_backend_synchronize(from); // those before it
+            ggml_backend_synchronize(to);
             return false;
         }
     }
@@ -160,6 +162,9 @@ bool turboprefill_make_link(turboprefill_engine * engine, int from, int to) {
     }
     const bool async = turboprefill_probe_peer(s.backend, link.receiver.get(), s.buft, t.buft);
     link.peer = async || engine->params.transport == TURBOPREFILL_TRANSPORT_PEER;
+    if (!link.peer) {
+        link.receiver.reset();
+    }
     return link.peer;
 }
 
@@ -377,11 +382,16 @@ static void turboprefill_work(turboprefill_engine * engine, int s) {
             }
         }
 
-        // also for a ubatch that has no split here or was skipped: others wait for the event of its number
-        if (stage.has_events()) {
-            ggml_backend_event_record(stage.split_done[slot->index].get(), stage.backend);
-        } else if (has_split) {
-            ggml_backend_synchronize(stage.backend);
+        try {
+            // also for a ubatch that has no split here or was skipped: others wait for the event of its number
+            if (stage.has_events()) {
+                ggml_backend_event_record(stage.split_done[slot->index].get(), stage.backend);
+            } else if (has_split) {
+                ggml_backend_synchronize(stage.backend);
+            }
+        } catch (const std::exception & err) {
+            GGML_LOG_ERROR("%s: %s\n", __func__, err.what());
+            turboprefill_fail(engine, stage, u, GGML_STATUS_FAILED);
         }
 
         {
@@ -458,7 +468,12 @@ static void turboprefill_outbox_init(turboprefill_engine * engine, turboprefill_
     ggml_backend_ptr download { ggml_backend_dev_init(stage.backend->device, nullptr) };
     if (download && turboprefill_reserve_outbox(engine, stage, size)) {
         stage.download = std::move(download);
+        return;
     }
+    for (auto & buf : stage.outbox) {
+        engine->mem_device -= buf ? ggml_backend_buffer_get_size(buf.get()) : 0;
+    }
+    stage.outbox.clear();
 }
 
 static void turboprefill_stop_workers(turboprefill_engine * engine) {
@@ -476,10 +491,10 @@ static void turboprefill_stop_workers(turboprefill_engine * engine) {
 
 // the links between the same backends, and host memory if it is of the same kind
 static void turboprefill_take_over(turboprefill_engine * engine, turboprefill_parts & parts) {
-    for (size_t from = 0; from < engine->stages.size(); from++) {
+    for (size_t from = 0; parts.transport == engine->params.transport && from < engine->stages.size(); from++) {
         for (size_t to = 0; to < engine->stages.size(); to++) {
             const auto it = parts.links.find({ engine->stages[from]->backend, engine->stages[to]->backend });
-            if (it != parts.links.end()) {
+            if (it != parts.links.end() && engine->stages[from]->has_events() && engine->stages[to]->has_events()) {
                 engine->stages[from]->links[(int) to] = std::move(it->second);
             }
         }
@@ -535,13 +550,18 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
         }
     }
     // a probe takes tens of milliseconds, which no prompt should wait for
-    std::vector<size_t> n_bytes_out(n_backends, 0);
+    std::vector<size_t> n_bytes_out(n_backends, 0), n_bytes_staged(n_backends, 0);
     for (const auto & boundary : turboprefill_sched_boundaries(sched)) {
         n_bytes_out[boundary.from] += boundary.n_bytes;
-        turboprefill_make_link(engine.get(), boundary.from, boundary.to);
+        if (!turboprefill_make_link(engine.get(), boundary.from, boundary.to)) {
+            n_bytes_staged[boundary.to] += GGML_PAD(boundary.n_bytes, TURBOPREFILL_STAGING_ALIGNMENT);
+        }
     }
     for (int i = 0; i < n_backends; i++) {
         turboprefill_outbox_init(engine.get(), *engine->stages[i], n_bytes_out[i]);
+        if (n_bytes_staged[i] > 0 && !turboprefill_reserve_staging(engine.get(), *engine->stages[i], n_bytes_staged[i])) {
+            return nullptr;
+        }
     }
     for (auto & slot : engine->slots) {
         // the fewest slots may be too much at once: then they grow with the prompt, and drivers wait for all devices when they pin memory
@@ -569,11 +589,15 @@ turboprefill_parts * turboprefill_engine_dismantle(turboprefill_engine * engine)
 
     auto parts = std::make_unique<turboprefill_parts>();
     parts->host_buft = engine->host_buft;
+    parts->transport = engine->params.transport;
     for (auto & slot : engine->slots) {
         parts->host.push_back(std::move(slot->host));
     }
     for (auto & stage : engine->stages) {
         for (auto & [to, link] : stage->links) {
+            if (!link.peer) {
+                continue; // memory may have been short for the probe: the next engine tries again
+            }
             parts->links[{ stage->backend, engine->stages[to]->backend }] = std::move(link);
         }
     }
