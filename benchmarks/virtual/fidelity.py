@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGMLQuantizationType
-from measured import MACHINES, Arm, Machine
 from rich.console import Console
 from rich.table import Table
 
 import turboprefill
+from measured import MACHINES, Arm, Machine
 from turboprefill import Context, Model, virtual
 from turboprefill.demo import synth
 from turboprefill.demo.synth_archs import Shape
