@@ -18,6 +18,7 @@ static const driver_scenario SCENARIOS[] = {
     { "paths",     scenario_paths     },
     { "sequences", scenario_sequences },
     { "memory",    scenario_memory    },
+    { "behind",    scenario_behind    },
     { "in-flight", scenario_in_flight },
     { "switches",  scenario_switches  },
     { "free",      scenario_free      },

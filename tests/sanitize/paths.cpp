@@ -93,3 +93,30 @@ void scenario_memory(const driver_env & env) {
     require(llama_turboprefill_get_stats(ctx.get()).mem_host > n_bytes, "the memory of slots did not grow: expected that it has to");
     driver_count(ctx.get(), "little host memory");
 }
+
+// The last device, or the way to it, is much slower than the others, which get as far ahead as they are let: without a
+// wait for a region that is still to be read, something else is in there.
+void scenario_behind(const driver_env & env) {
+    const char * const slow[] = {
+        ",split_us=1000,slow=1/1/1/40",                       // landing regions of peer copies
+        ",split_us=1000,latency_us=0/0/0/5000",               // outboxes
+        ",split_us=1000,slow=1/1/1/40,peer=refused",          // landing regions of uploads
+        ",split_us=1000,latency_us=0/0/0/5000,peer=refused",  // staging regions
+    };
+    const auto tokens = driver_prompt(24*N_UBATCH);
+    for (const char * preset : { "tiny", "jamba-tiny" }) {
+        env.configure_standard();
+        auto model = env.load(preset);
+        driver_options options;
+        options.turbo = false;
+        const auto expected = driver_run(driver_make_context(model.get(), options).get(), tokens, 256, OUTPUTS_LAST);
+        options.turbo = true;
+        for (const char * devices : slow) {
+            const std::string what = std::string(preset) + devices;
+            env.configure(devices);
+            auto ctx = driver_make_context(model.get(), options);
+            driver_same(driver_run(ctx.get(), tokens, 256, OUTPUTS_LAST), expected, what);
+            driver_count(ctx.get(), what);
+        }
+    }
+}

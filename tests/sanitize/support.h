@@ -79,6 +79,7 @@ int64_t driver_take_count();
 void scenario_paths    (const driver_env & env);
 void scenario_sequences(const driver_env & env);
 void scenario_memory   (const driver_env & env);
+void scenario_behind   (const driver_env & env);
 void scenario_in_flight(const driver_env & env);
 void scenario_switches (const driver_env & env);
 void scenario_free     (const driver_env & env);
