@@ -173,7 +173,8 @@ def thread_safety(bench: Bench) -> Outcome:
 
 PRESETS = ("tiny", "moe-tiny", "gptoss-tiny", "gemma3-tiny", "mamba-tiny", "jamba-tiny", "granite-hybrid-tiny")
 
-# Contexts on several threads confuse the RPC servers of an unpatched tree about the graph that they are told to repeat.
+# An RPC server forgets the graph that it may be told to repeat when any context frees a buffer, and then it ends the
+# connection: several contexts on one server end the program now and then, in unpatched trees as well.
 _NO_REUSE = {"LLAMA_GRAPH_REUSE_DISABLE": "1"}
 
 CASES = (
@@ -229,6 +230,5 @@ CASES = (
         n_devices=2,
         rpc=True,
         environment=_NO_REUSE,
-        patched={"LLAMA_GRAPH_REUSE_DISABLE": ""},
     ),
 )
