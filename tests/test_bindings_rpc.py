@@ -32,3 +32,18 @@ def test_two_servers_compute_the_same_and_are_registered_once(model_file, rpc_wo
         context = model.context(**options)
         context.decode_batch(PROMPT)
         np.testing.assert_array_equal(context.logits(), expected)
+
+
+def test_a_context_goes_on_after_another_one_of_its_workers_is_closed(model_file, rpc_workers) -> None:
+    """A worker forgets the graph that it was told to repeat when it frees a buffer, and would end the connection."""
+    sizes = {"n_ctx": 256, "n_ubatch": 16, "n_threads": 1, "n_threads_batch": 1}
+    with tp.Model(model_file("tiny"), rpc_servers=rpc_workers(2)) as model, model.context(**sizes) as context:
+        context.decode_batch(range(300, 340))
+        with model.context(**sizes):
+            context.decode_batch([301])
+            context.decode_batch([301])  # the same graph as before: told to repeat
+        context.decode_batch([301])
+        with context.trace():  # has a buffer on each worker
+            context.decode_batch([301])
+        context.decode_batch([301])
+        assert context.logits().shape == (1, model.n_vocab)
