@@ -173,8 +173,8 @@ def thread_safety(bench: Bench) -> Outcome:
 
 PRESETS = ("tiny", "moe-tiny", "gptoss-tiny", "gemma3-tiny", "mamba-tiny", "jamba-tiny", "granite-hybrid-tiny")
 
-# An RPC server of an unpatched tree may be told to repeat a graph that it has forgotten, as any context freed a buffer, or
-# that another thread's context has replaced: it ends the connection. Hooks see to that in a patched one.
+# An RPC server of an unpatched tree may be told to repeat a graph that it has forgotten, as any context freed a buffer,
+# or that another thread's context has replaced: it ends the connection. Hooks see to that in a patched one.
 _NO_REUSE = {"LLAMA_GRAPH_REUSE_DISABLE": "1"}
 
 CASES = (
