@@ -112,8 +112,9 @@ def cases(steps: set[str], models: Mapping[str, ModelSpec], *, small: bool = Fal
             yield case(model, model, 16384, 128, (*(PEER if model == "moe" else MAIN), "single"))
     if "nbatch" in steps:
         yield case("nbatch", "dense", 16384, 512, MAIN, nb=2048)
+    if "scaling" in steps:
+        yield case("scaling", "dense", 32768, 512, (*MAIN, "single"))
     if "long" in steps:
-        yield case("long", "dense", 32768, 512, (*MAIN, "single"))
         yield case("long", "dense", 65536, 512, ("upstream", "tuned", "turbo-balanced"))
         yield case("long", "dense", 131072, 512, ("tuned", "turbo-balanced"))
     if "decode" in steps:

@@ -35,6 +35,7 @@ STEPS = (
     "moe",
     "swa",
     "hybrid",
+    "scaling",
     "long",
     "sizes",
     "decode",
@@ -99,7 +100,9 @@ def models_of(options: argparse.Namespace) -> dict[str, ModelSpec]:
         old = wanted[name]
         wanted[name] = ModelSpec(old.preset, int(count), old.speed * old.n_layer / int(count))
     families = {name for name in wanted if name in options.steps}
-    if {"long", "sizes", "decode", "nbatch"} & set(options.steps) or ("correctness" in options.steps and not families):
+    if {"scaling", "long", "sizes", "decode", "nbatch"} & set(options.steps) or (
+        "correctness" in options.steps and not families
+    ):
         families.add("dense")
     return {name: spec for name, spec in wanted.items() if name in families}
 
