@@ -1,4 +1,4 @@
-"""What the demo says about llama.cpp's own split beside a planned one."""
+"""What the demo says about llama.cpp as shipped beside what was planned."""
 
 from __future__ import annotations
 
@@ -24,32 +24,38 @@ def run(folder: Path, *args: object) -> tuple[dict, str]:
 
 
 @pytest.mark.skipif(len(settings.gpu_names()) >= 2, reason="the demo would take this machine's GPUs")
-def test_the_demo_compares_a_planned_split_with_llama_cpps_own(model_file, tmp_path: Path) -> None:
-    options = ("--model", model_file("tiny"), "--n-prompt", 300, "--ubatch", 64, "--repeats", 1)
+def test_the_demo_compares_a_plan_with_llama_cpp_as_shipped(model_file, tmp_path: Path) -> None:
+    options = ("--model", model_file("tiny"), "--n-prompt", 600, "--repeats", 1)
     data, words = run(tmp_path, *options)
-    assert data["tensor_split"] == [4.0, 5.0]
-    assert len(data["default_split"]["tok_per_s"]) == 1
-    ratio = data["turbo"]["tok_per_s"][0] / data["default_split"]["tok_per_s"][0]
-    assert data["speedup_over_default_split"] == pytest.approx(ratio)
-    assert "with a planned split reads this prompt" in words
+    assert (data["tensor_split"], data["n_ubatch"]) == ([4.0, 5.0], 128)
+    assert data["as_shipped"]["n_ubatch"] == 512
+    assert len(data["as_shipped"]["tok_per_s"]) == 1
+    ratio = data["turbo"]["tok_per_s"][0] / data["as_shipped"]["tok_per_s"][0]
+    assert data["speedup_over_as_shipped"] == pytest.approx(ratio)
+    assert "llama.cpp as shipped (its own split, ubatches of 512)" in words
     assert "-ts 4,5" in words
     assert data["logits_identical"] is data["state_identical"] is True
+    # a size that was asked for is everybody's
+    data, words = run(tmp_path, *options, "--ubatch", 64)
+    assert (data["n_ubatch"], data["as_shipped"]["n_ubatch"]) == (64, 64)
     # a split that was asked for is not compared with another one
     data, words = run(tmp_path, *options, "--tensor-split", "1,1")
-    assert data["default_split"] is None
+    assert data["as_shipped"] is None
     assert "planned" not in words
 
 
 def test_the_split_of_the_demo_is_the_planned_one(virtual_names: list[str], configure, model_file) -> None:
     configure("memory_gb=16")
     notes: list[str] = []
-    split, differs = settings.planned_split(model_file("tiny"), virtual_names[:2], None, 512, 64, notes.append)
-    assert split == [4.0, 5.0]
-    assert differs  # llama.cpp's own gives 5 and 3 layers
-    assert settings.planned_split(model_file("tiny"), virtual_names[:1], None, 512, 64, notes.append) == (None, False)
+    choice = settings.planned(model_file("tiny"), virtual_names[:2], None, 512, notes.append)
+    assert choice is not None
+    assert choice.split == [4.0, 5.0]
+    assert choice.differs  # llama.cpp's own gives 5 and 3 layers
+    assert choice.n_ubatch < 512  # so that a prompt of 512 tokens is more than one
+    assert settings.planned(model_file("tiny"), virtual_names[:1], None, 512, notes.append) is None
     assert not notes
     configure("memory_gb=0.001")
-    assert settings.planned_split(model_file("tiny"), virtual_names, None, 512, 64, notes.append) == (None, False)
+    assert settings.planned(model_file("tiny"), virtual_names, None, 512, notes.append) is None
     assert "does not fit" in notes[0]
 
 

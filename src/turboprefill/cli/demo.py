@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 _CPU_TOKENS = 2560  # as many as a few-second run on two CPU workers reads
-_CPU_UBATCH, _GPU_UBATCH = 128, 256
+_CPU_UBATCH = 128
+_UBATCH = 256  # where there is no plan
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ def demo(
     model: Annotated[Path | None, typer.Option(help="GGUF model. Default: a synthetic one, made once.")] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="Text to read. Default: an essay of our own.")] = None,
     n_prompt: Annotated[int | None, typer.Option(min=2, help="Tokens to read; the text is repeated if needed.")] = None,
-    ubatch: Annotated[int | None, typer.Option(min=1, help="Tokens per ubatch. Default: 128, with GPUs 256.")] = None,
+    ubatch: Annotated[
+        int | None, typer.Option(min=1, help="Tokens per ubatch. Default: as planned; 128 with CPU workers.")
+    ] = None,
     n_batch: Annotated[int, typer.Option(min=1, help="Tokens per llama_decode call.")] = 2048,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each path, after a warm-up.")] = 3,
     devices: Annotated[str | None, typer.Option(help="Devices by name, as in CUDA0,CUDA1. Default: all GPUs.")] = None,
@@ -158,11 +161,12 @@ def _run(options: _Options) -> bool:
 def _plan(options: _Options, note: Note) -> Plan:
     from turboprefill.demo import settings
     from turboprefill.demo.measure import Plan
+    from turboprefill.planner.auto import UBATCH_MAX
 
     endpoints = settings.split_list(options.rpc)
     names = settings.split_list(options.devices)
     on_cpu = settings.is_loopback(endpoints)
-    preset, n_prompt, n_ubatch = ("demo", _CPU_TOKENS, _CPU_UBATCH) if on_cpu else ("demo-gpu", None, _GPU_UBATCH)
+    preset, n_prompt, n_ubatch = ("demo", _CPU_TOKENS, _CPU_UBATCH) if on_cpu else ("demo-gpu", None, None)
     if options.virtual is not None:
         from turboprefill.demo import virtual_devices
 
@@ -172,10 +176,16 @@ def _plan(options: _Options, note: Note) -> Plan:
     n_prompt, n_ubatch = options.n_prompt or n_prompt, options.ubatch or n_ubatch
     # where we give no split, it is llama.cpp's own that we compare with, whatever TURBOPREFILL says
     os.environ["TURBOPREFILL_SPLIT"] = "off"
-    split, differs = settings.split_ratios(options.tensor_split), False
+    split = settings.split_ratios(options.tensor_split)
+    shipped: int | None = None
     if split is None:
-        n_ctx = n_prompt or settings.USUAL_PROMPT
-        split, differs = settings.planned_split(model, names, endpoints, n_ctx, n_ubatch, note)
+        choice = settings.planned(model, names, endpoints, n_prompt or settings.USUAL_PROMPT, note)
+        if choice is not None:
+            split, n_ubatch = choice.split, n_ubatch or choice.n_ubatch
+            # virtual devices take a configured time for a graph, whatever its layers and its ubatch are
+            if options.virtual is None and (choice.differs or n_ubatch != UBATCH_MAX):
+                shipped = options.ubatch or UBATCH_MAX
+    n_ubatch = n_ubatch or _UBATCH
     return Plan(
         model=str(model),
         text=settings.read_text(options.prompt_file),
@@ -187,8 +197,7 @@ def _plan(options: _Options, note: Note) -> Plan:
         rpc_servers=endpoints,
         tensor_split=split,
         n_threads=1 if options.virtual is not None else settings.host_threads(endpoints),
-        # virtual devices take a configured time for a graph, whatever its layers are
-        compare_default=differs and options.virtual is None,
+        shipped_ubatch=shipped,
     )
 
 

@@ -29,7 +29,8 @@ _HOST = "CPU"  # looks up the embeddings in next to no time; all layers are on t
 class Plan:
     """What to measure. `devices`, `rpc_servers`, `tensor_split`, `n_threads` are passed on; None: the defaults.
 
-    With `compare_default` the standard path is measured with llama.cpp's own split too.
+    `shipped_ubatch` is the size of ubatches with which the standard path is measured once more, with llama.cpp's own
+    split; None: it is not.
     """
 
     model: str
@@ -42,7 +43,7 @@ class Plan:
     rpc_servers: Sequence[str] | None = None
     tensor_split: Sequence[float] | None = None
     n_threads: int | None = None
-    compare_default: bool = False
+    shipped_ubatch: int | None = None
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Result:
     turbo: Arm
     stages: list[tuple[str, str]] = field(default_factory=list)  # device, transport
     devices: list[str] = field(default_factory=list)
-    default: Arm | None = None  # the standard path with llama.cpp's own split
+    shipped: Arm | None = None  # the standard path with llama.cpp's own split and size of ubatches
 
     def tok_per_s(self, arm: Arm) -> list[float]:
         """Prompt tokens per second of each timed run."""
@@ -86,11 +87,11 @@ class Result:
         return statistics.median(self.standard.seconds) / statistics.median(self.turbo.seconds)
 
     @property
-    def speedup_over_default(self) -> float | None:
-        """Median time of the standard path with llama.cpp's own split over that with TurboPrefill, if measured."""
-        if self.default is None:
+    def speedup_over_shipped(self) -> float | None:
+        """Median time of llama.cpp as shipped over that with TurboPrefill, if measured."""
+        if self.shipped is None:
             return None
-        return statistics.median(self.default.seconds) / statistics.median(self.turbo.seconds)
+        return statistics.median(self.shipped.seconds) / statistics.median(self.turbo.seconds)
 
     @property
     def logits_identical(self) -> bool:
@@ -112,18 +113,22 @@ def run(plan: Plan, note: Note = lambda _: None) -> Result:
         TurboPrefillError: loading or decoding failed.
     """
     standard, turbo = Arm("standard", turbo=False), Arm("TurboPrefill", turbo=True)
-    default = Arm("llama.cpp's split", turbo=False) if plan.compare_default else None
+    shipped = Arm("llama.cpp as shipped", turbo=False) if plan.shipped_ubatch is not None else None
     together = Path(plan.model).stat().st_size <= _TWICE_BYTES
     with ExitStack() as stack:
-        if default is not None and not together:
+        if shipped is not None and not together:
             with ExitStack() as alone:
-                _rounds(plan, [(_open(replace(plan, tensor_split=None), alone, note), default)], note)
+                _rounds(plan, [(_open(_as_shipped(plan), alone, note), shipped)], note)
         main = _open(plan, stack, note)
         runs = [(main, standard), (main, turbo)]
-        if default is not None and together:
-            runs.append((_open(replace(plan, tensor_split=None), stack, note), default))
+        if shipped is not None and together:
+            runs.append((_open(_as_shipped(plan), stack, note), shipped))
         _rounds(plan, runs, note)
-        return _compare(plan, main, standard, turbo, default, note)
+        return replace(_compare(plan, main, standard, turbo, note), shipped=shipped)
+
+
+def _as_shipped(plan: Plan) -> Plan:
+    return replace(plan, tensor_split=None, n_ubatch=plan.shipped_ubatch or plan.n_ubatch)
 
 
 @dataclass
@@ -137,7 +142,7 @@ class _Opened:
 
 
 def _open(plan: Plan, stack: ExitStack, note: Note) -> _Opened:
-    note("loading the model" if plan.tensor_split or not plan.compare_default else "loading it with llama.cpp's split")
+    note("loading the model")
     model = stack.enter_context(_open_model(plan))
     tokens, n_text = _prompt(model, plan)
     return _Opened(model, stack.enter_context(_open_context(model, plan, len(tokens))), tokens, n_text)
@@ -187,7 +192,7 @@ def _rounds(plan: Plan, runs: Sequence[tuple[_Opened, Arm]], note: Note) -> None
             arm.reason = after.reason
 
 
-def _compare(plan: Plan, opened: _Opened, standard: Arm, turbo: Arm, default: Arm | None, note: Note) -> Result:
+def _compare(plan: Plan, opened: _Opened, standard: Arm, turbo: Arm, note: Note) -> Result:
     """All logits of a prefix, and timelines, of both paths with the same split."""
     model, context, tokens, arms = opened.model, opened.context, opened.tokens, (standard, turbo)
     n_prefix = _prefix_length(plan, len(tokens), model)
@@ -202,9 +207,7 @@ def _compare(plan: Plan, opened: _Opened, standard: Arm, turbo: Arm, default: Ar
     stages = [(stage.device, stage.transport) for stage in context.stats().stages if stage.device != _HOST]
     devices = [device for device, _ in stages] or sorted({span.device for span in standard.spans})
     n_text = opened.n_text
-    return Result(
-        plan, len(tokens), n_text, n_prefix, _describe(model), standard, turbo, stages, devices, default=default
-    )
+    return Result(plan, len(tokens), n_text, n_prefix, _describe(model), standard, turbo, stages, devices)
 
 
 def _prefill(context: Context, arm: Arm, tokens: list[int], *, every: bool = False) -> float:

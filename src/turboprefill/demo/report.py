@@ -39,9 +39,15 @@ def as_json(result: Result) -> dict[str, Any]:
         "busy_percent": {"standard": busy_percent(standard.spans), "turbo": busy_percent(turbo.spans)},
         "reason": turbo.reason,
         "tensor_split": None if result.plan.tensor_split is None else list(result.plan.tensor_split),
-        "default_split": None if result.default is None else {"tok_per_s": result.tok_per_s(result.default)},
-        "speedup_over_default_split": result.speedup_over_default,
+        "as_shipped": _shipped_json(result),
+        "speedup_over_as_shipped": result.speedup_over_shipped,
     }
+
+
+def _shipped_json(result: Result) -> dict[str, Any] | None:
+    if result.shipped is None:
+        return None
+    return {"tok_per_s": result.tok_per_s(result.shipped), "n_ubatch": result.plan.shipped_ubatch}
 
 
 def write_json(result: Result, path: Path) -> None:
@@ -74,12 +80,12 @@ def show(result: Result, console: Console) -> None:
 def conclusion(result: Result) -> list[str]:
     """What the numbers say, in sentences with rich markup."""
     lines = []
-    if (over_default := result.speedup_over_default) is not None:
+    if (over_shipped := result.speedup_over_shipped) is not None:
         lines.append(
-            f"[bold]TurboPrefill with a planned split reads this prompt {_ratio(over_default)} "
-            "llama.cpp with its own split.[/]"
+            f"[bold]TurboPrefill, as planned, reads this prompt {_ratio(over_shipped)} llama.cpp as shipped "
+            f"(its own split, ubatches of {result.plan.shipped_ubatch}).[/]"
         )
-    same = " with the same split" if lines else ""
+    same = " with the same split and ubatches" if lines else ""
     lines.append(f"[bold]TurboPrefill reads this prompt {_ratio(result.speedup)} the standard path{same}.[/]")
     turbo = result.turbo
     if turbo.standard_ubatches or not turbo.pipelined_ubatches:
@@ -109,8 +115,8 @@ def _table(result: Result) -> Table:
     table.add_column("path")
     for name in ("tok/s", "first token", "+-", "ratio", "runs", "busy"):
         table.add_column(name, justify="right")
-    base = result.default or result.standard
-    for arm in (result.default, result.standard, result.turbo):
+    base = result.shipped or result.standard
+    for arm in (result.shipped, result.standard, result.turbo):
         if arm is None:
             continue
         rates = result.tok_per_s(arm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from turboprefill.demo.measure import Note
 from turboprefill.demo.synth_archs import Shape
 from turboprefill.errors import TurboPrefillError
 from turboprefill.paths import cache_dir
+from turboprefill.planner.auto import UBATCH_MAX
 
 USUAL_PROMPT = 4096  # tokens to plan for where only the text says how many there are
 _SPARE_BYTES = 1 << 30  # left free on the disk that a model is written to
@@ -103,31 +105,42 @@ def split_ratios(text: str | None) -> list[float] | None:
     return ratios
 
 
-def planned_split(
-    model: Path, names: list[str] | None, endpoints: list[str] | None, n_ctx: int, n_ubatch: int, note: Note
-) -> tuple[list[float] | None, bool]:
-    """The split of ``turboprefill plan``, and whether llama.cpp's own gives the devices other layers.
+@dataclass(frozen=True)
+class Choice:
+    """What ``turboprefill plan`` chose: shares for ``-ts``, the size of ubatches, and whether llama.cpp by itself
+    would give the devices other layers.
+    """
 
-    None if nothing was found to fit: estimates are on the safe side, so llama.cpp may try its own.
+    split: list[float]
+    n_ubatch: int
+    differs: bool
+
+
+def planned(
+    model: Path, names: list[str] | None, endpoints: list[str] | None, n_prompt: int, note: Note
+) -> Choice | None:
+    """The planner's choice, None where there is nothing to choose.
+
+    None too if nothing was found to fit: estimates are on the safe side, so llama.cpp may try its own.
     """
     from turboprefill.planner import DoesNotFitError, Needs, make_plan, read_facts
     from turboprefill.planner.calibrate import cached_places
-    from turboprefill.planner.plan import default_plan
+    from turboprefill.planner.plan import best_ubatch, default_plan
     from turboprefill.planner.resolve import live_devices
 
     devices = live_devices(names, endpoints or [])
     if len(devices) < 2:
-        return None, False
+        return None
     facts, places = read_facts(model), cached_places(model, devices)
-    needs = Needs(n_ctx=n_ctx, n_ubatch=n_ubatch)
+    needs = Needs(n_ctx=n_prompt, n_ubatch=UBATCH_MAX)
     try:
         plan = make_plan(facts, places, needs)
     except DoesNotFitError as error:
         note(f"no plan for the layers: {error}")
-        return None, False
-    usual = default_plan(facts, places, needs, n_ctx)
+        return None
+    usual = default_plan(facts, places, needs, n_prompt)
     differs = [stage.n_layers for stage in usual.stages] != [stage.n_layers for stage in plan.stages]
-    return [float(share) for share in plan.tensor_split], differs
+    return Choice([float(share) for share in plan.tensor_split], best_ubatch(plan, UBATCH_MAX), differs)
 
 
 def is_loopback(endpoints: list[str] | None) -> bool:
