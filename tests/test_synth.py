@@ -30,6 +30,33 @@ def test_a_tensor_does_not_depend_on_the_number_of_layers(tmp_path: Path) -> Non
     assert "blk.2.ffn_up.weight" in three.keys() - two.keys()
 
 
+def test_layers_that_share_weights_have_their_rows_in_another_order(tmp_path: Path) -> None:
+    reader = gguf.GGUFReader(synth.write_model(tmp_path / "model", "gptoss-tiny", n_layers=3, same_layers=True))
+    tensors = {t.name: t for t in reader.tensors}
+    for part in (name.removeprefix("blk.0.") for name in tensors if name.startswith("blk.0.")):
+        first, *others = (tensors[f"blk.{layer}.{part}"] for layer in range(3))
+        for layer, other in enumerate(others, start=1):
+            assert not np.array_equal(first.data, other.data), part
+            if first.tensor_type != Type.F32:
+                assert np.array_equal(np.roll(first.data, layer, axis=-2), other.data), part
+
+
+@pytest.mark.parametrize(("preset", "limit"), [("moe-tiny", 0.2), ("gptoss-tiny", 0.1)])
+def test_tokens_stay_apart_in_deep_models_whose_layers_share_weights(tmp_path: Path, preset: str, limit: float) -> None:
+    path = synth.write_model(tmp_path / "model", preset, n_layers=24, same_layers=True)
+    with (
+        Model(str(path), n_gpu_layers=0) as model,
+        model.context(n_ctx=256, n_batch=256, n_threads=1, n_threads_batch=1) as context,
+    ):
+        tokens = np.random.default_rng(0).permutation(np.arange(3, model.n_vocab))[:256]
+        context.decode_batch(tokens, logits="all")
+        logits = context.logits()
+        directions = logits / np.linalg.norm(logits, axis=1, keepdims=True)
+        alike = directions @ directions.T
+        assert np.isfinite(alike).all()
+        assert abs(np.mean(alike[np.triu_indices(len(alike), 1)])) < limit
+
+
 @pytest.mark.parametrize("kind", [Type.F32, Type.F16, Type.Q8_0, Type.Q4_K, Type.MXFP4], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("std", [0.01, 0.06, 1.0])
 def test_decoded_weights_have_mean_zero_and_the_wanted_deviation(kind: Type, std: float) -> None:

@@ -26,7 +26,7 @@ from turboprefill.errors import TurboPrefillError
 
 Progress = Callable[[int, int], None]
 
-_LAYER = re.compile(r"^blk\.\d+\.")
+_LAYER = re.compile(r"^blk\.(\d+)\.")
 
 # heads of 64, and below states of 128: the smallest that GPUs have kernels for
 _TINY = Shape("llama", 8, 256, 512, 1024, Type.Q8_0, n_head=4, n_head_kv=2, head_dim=64)
@@ -151,8 +151,9 @@ def write_model(
 ) -> Path:
     """Write a synthetic model to `path`, which appears only when it is complete.
 
-    The same preset, sizes and seed give the same file. With `same_layers` all layers get the weights of the first
-    of their kind: writing many gigabytes then takes no longer than the disk does.
+    The same preset, sizes and seed give the same file. With `same_layers` the large matrices of all layers are those
+    of the first of their kind with their rows rotated, each layer by another step: writing many gigabytes then takes
+    little longer than the disk does.
     `progress` is called with bytes written and bytes in all.
 
     Raises:
@@ -177,10 +178,14 @@ def write_model(
         done, total = 0, model_size(shape)
         drawn: dict[str, npt.NDArray[Any]] = {}
         for part in parts:
-            kind = _LAYER.sub("blk.", part.name) if same_layers else part.name
-            data = drawn[kind] if kind in drawn else _values(part, seed)
-            if same_layers:
-                drawn[kind] = data
+            layer = _LAYER.match(part.name) if same_layers and part.kind is not Type.F32 else None
+            if layer is None:
+                data = _values(part, seed)
+            else:
+                kind = part.name[layer.end() :]
+                if kind not in drawn:
+                    drawn[kind] = _values(part, seed)
+                data = _rotated(drawn[kind], int(layer[1]))
             writer.write_tensor_data(data)
             done += data.nbytes
             if progress:
@@ -200,6 +205,12 @@ def _announce(writer: gguf.GGUFWriter, part: Tensor) -> None:
     stored = (*part.shape[:-1], size // int(np.prod(part.shape[:-1]))) if quantised else part.shape
     dtype = np.uint8 if quantised else (np.float16 if part.kind is Type.F16 else np.float32)
     writer.add_tensor_info(part.name, stored, np.dtype(dtype), size, raw_dtype=part.kind)
+
+
+def _rotated(data: npt.NDArray[Any], layer: int) -> npt.NDArray[Any]:
+    # With equal layers every block would add the same again, tokens would grow alike from layer to layer, and the
+    # routers would send most of them to a few experts. Rows move within a matrix: experts keep their places.
+    return np.roll(data, layer, axis=-2) if layer else data
 
 
 def _values(part: Tensor, seed: int) -> npt.NDArray[Any]:

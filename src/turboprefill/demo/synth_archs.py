@@ -2,7 +2,8 @@
 
 Shapes are in NumPy order (rows, row length), the reverse of ggml's. Weights get the standard deviation 1/sqrt(row
 length), so that every block keeps the scale of what enters it; queries and keys are sharper than that, because
-attention that averages over the whole prompt would make all prompts look alike.
+attention that averages over the whole prompt would make all prompts look alike. Biases are small: what all tokens
+have in common sends them to the same experts, and a trained model spreads them over all.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class _Tensors:
     def norm(self, name: str, n: int) -> None:
         self.values(name + ".weight", (n,), lambda rng: 1 + 0.1 * rng.standard_normal(n, dtype=np.float32))
 
-    def bias(self, name: str, *dims: int, std: float = 0.1) -> None:
+    def bias(self, name: str, *dims: int, std: float = 0.02) -> None:
         self.tensors.append(Tensor(name, dims, Type.F32, std))
 
     def values(self, name: str, dims: tuple[int, ...], fill: Fill) -> None:
@@ -149,7 +150,7 @@ class _Tensors:
 
     def convolution(self, block: str, channels: int) -> None:
         self.matrix(block + "ssm_conv1d", channels, self.shape.d_conv, kind=Type.F32)
-        self.bias(block + "ssm_conv1d.bias", channels)
+        self.bias(block + "ssm_conv1d.bias", channels, std=0.1)
 
 
 def _time_step_bias(n: int) -> Fill:
