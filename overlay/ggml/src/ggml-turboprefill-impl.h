@@ -1,4 +1,4 @@
-// turboprefill: what the engine and the scheduler's side of it share (private to ggml-base)
+// turboprefill: what the engine's files and the scheduler's side of it share (private to ggml-base)
 
 #pragma once
 
@@ -151,8 +151,16 @@ struct turboprefill_engine {
     uint64_t n_bytes_moved  = 0; // guarded by mutex
 };
 
-// ggml-turboprefill.cpp
+// ggml-turboprefill-worker.cpp
+void turboprefill_work(turboprefill_engine * engine, int s); // until the engine stops
+void turboprefill_wait_issued(turboprefill_engine * engine, const turboprefill_stage & stage, int64_t ubatch);
+
+// ggml-turboprefill-transport.cpp
 bool turboprefill_make_link(turboprefill_engine * engine, int from, int to); // true: peer copies
+void turboprefill_outbox_init(turboprefill_engine * engine, turboprefill_stage & stage, size_t size);
+
+// ggml-turboprefill-memory.cpp
+bool turboprefill_reserve(ggml_backend_buffer_ptr & buf, ggml_backend_buffer_type_t buft, size_t size, uint64_t & total);
 bool turboprefill_reserve_host   (turboprefill_engine * engine, ggml_backend_buffer_ptr & buf, size_t size);
 bool turboprefill_reserve_landing(turboprefill_engine * engine, turboprefill_stage & stage, size_t size);
 bool turboprefill_reserve_staging(turboprefill_engine * engine, turboprefill_stage & stage, size_t size);

@@ -1,7 +1,7 @@
 """What a prompt costs on a machine: every ubatch through every stage, with links, host, slots and waits.
 
 Everything that queues here does so in the order of the ubatches, so the events need no queue of their own: each time
-is the latest of the times that it waits for. TurboPrefill's rules are those at the top of ggml-turboprefill.cpp,
+is the latest of the times that it waits for. TurboPrefill's rules are those at the top of ggml-turboprefill-worker.cpp,
 the standard path's those of ggml_backend_sched_compute_splits and llama_context::process_ubatch.
 """
 

@@ -1,0 +1,68 @@
+// turboprefill: memory of our own, beside the scheduler's
+//
+// The scheduler's buffers are planned for one graph at a time. What must outlive that, while several ubatches are in
+// flight, lies in here: user inputs in a slot's host memory, boundaries in regions that ubatches take in turns.
+
+#include "ggml-turboprefill-impl.h"
+
+#include <algorithm>
+
+static ggml_backend_buffer_t turboprefill_alloc(ggml_backend_buffer_type_t buft, size_t size) {
+    ggml_backend_buffer_t buf = ggml_backend_buft_alloc_buffer(buft, size);
+    if (buf) {
+        // as the scheduler's own buffers: not weights, so backends don't cache or convert what is in them
+        ggml_backend_buffer_set_usage(buf, GGML_BACKEND_BUFFER_USAGE_COMPUTE);
+    }
+    return buf;
+}
+
+bool turboprefill_reserve(ggml_backend_buffer_ptr & buf, ggml_backend_buffer_type_t buft, size_t size, uint64_t & total) {
+    const size_t size_cur = buf ? ggml_backend_buffer_get_size(buf.get()) : 0;
+    if (buf && size_cur >= size) {
+        return true;
+    }
+    buf.reset();
+    total -= size_cur;
+    buf.reset(turboprefill_alloc(buft, std::max<size_t>(size, 1)));
+    if (!buf) {
+        GGML_LOG_WARN("%s: failed to allocate %zu bytes in %s\n", __func__, size, ggml_backend_buft_name(buft));
+        return false;
+    }
+    total += ggml_backend_buffer_get_size(buf.get());
+    return true;
+}
+
+bool turboprefill_reserve_host(turboprefill_engine * engine, ggml_backend_buffer_ptr & buf, size_t size) {
+    if (buf && ggml_backend_buffer_get_size(buf.get()) >= size) {
+        return true;
+    }
+    // masks grow with every ubatch of a long prompt, and pinned memory is slow to get
+    return turboprefill_reserve(buf, engine->host_buft, size + size/2, engine->mem_host);
+}
+
+// regions that ubatches take in turns: nothing may be in flight when they move
+static bool turboprefill_reserve_regions(turboprefill_engine * engine, std::vector<ggml_backend_buffer_ptr> & regions, int n,
+        ggml_backend_buffer_type_t buft, size_t size, uint64_t & total) {
+    regions.resize(n);
+    for (auto & buf : regions) {
+        if (!buf || ggml_backend_buffer_get_size(buf.get()) < size) {
+            turboprefill_drain(engine);
+        }
+        if (!turboprefill_reserve(buf, buft, size, total)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool turboprefill_reserve_landing(turboprefill_engine * engine, turboprefill_stage & stage, size_t size) {
+    return turboprefill_reserve_regions(engine, stage.landing, TURBOPREFILL_N_LANDINGS, stage.buft, size, engine->mem_device);
+}
+
+bool turboprefill_reserve_staging(turboprefill_engine * engine, turboprefill_stage & stage, size_t size) {
+    return turboprefill_reserve_regions(engine, stage.staging, TURBOPREFILL_N_STAGINGS, engine->host_buft, size, engine->mem_host);
+}
+
+bool turboprefill_reserve_outbox(turboprefill_engine * engine, turboprefill_stage & stage, size_t size) {
+    return turboprefill_reserve_regions(engine, stage.outbox, TURBOPREFILL_N_OUTBOXES, stage.buft, size, engine->mem_device);
+}
