@@ -1,6 +1,7 @@
-// TurboPrefill in llama_context: which ubatches are pipelined, and what becomes of their memory cells if a device fails
+// TurboPrefill's hooks in llama_context, called at the places that hooks.json names
 //
-// llama_context calls these at the places that hooks.json names; everything else is private to turboprefill-context.cpp.
+// What they do: turboprefill-capture.cpp for each ubatch, turboprefill-sched.cpp when the scheduler is replaced,
+// turboprefill-faults.cpp if a device fails.
 
 #pragma once
 

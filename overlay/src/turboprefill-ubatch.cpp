@@ -1,6 +1,25 @@
 #include "turboprefill-ubatch.h"
+#include "turboprefill-env.h"
 
+#include "llama-impl.h"
+
+#include <cstdlib>
 #include <limits>
+#include <string>
+
+double turboprefill_default_ubatch_overhead() {
+    const std::string value = turboprefill_getenv("TURBOPREFILL_UBATCH");
+    if (value == "auto") {
+        return TURBOPREFILL_UBATCH_OVERHEAD;
+    }
+    if (value.compare(0, 5, "auto:") == 0 && atof(value.c_str() + 5) > 0) {
+        return atof(value.c_str() + 5);
+    }
+    if (!(value.empty() || value == "off" || value == "0")) {
+        LLAMA_LOG_WARN("%s: TURBOPREFILL_UBATCH=%s is not auto, auto:TOKENS or off: using off\n", __func__, value.c_str());
+    }
+    return 0;
+}
 
 static double turboprefill_time(uint32_t n_tokens, uint32_t n_stages, uint32_t size, double overhead) {
     const uint32_t n_full  = n_tokens/size;

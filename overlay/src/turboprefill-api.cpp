@@ -1,0 +1,133 @@
+// TurboPrefill: the public API, include/turboprefill.h
+
+#include "turboprefill-impl.h"
+
+#include "llama-impl.h"
+
+#include <algorithm>
+
+void llama_turboprefill_set_auto_ubatch(llama_context * ctx, float overhead) {
+    llama_turboprefill::make(*ctx).ubatch_overhead = overhead;
+}
+
+void llama_turboprefill_set_enabled(llama_context * ctx, bool enabled) {
+    try {
+        llama_turboprefill::make(*ctx).set_enabled(enabled);
+    } catch (const std::exception & err) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
+    }
+}
+
+bool llama_turboprefill_enabled(const llama_context * ctx) {
+    const auto * tp = llama_turboprefill::get(*ctx);
+    return tp ? tp->enabled : turboprefill_env_enabled();
+}
+
+int32_t llama_turboprefill_synchronize(llama_context * ctx) {
+    return llama_turboprefill::make(*ctx).synchronize();
+}
+
+const char * llama_turboprefill_reason(const llama_context * ctx) {
+    const auto * tp = llama_turboprefill::get(*ctx);
+    if (!tp || !tp->enabled) {
+        return "TurboPrefill is disabled";
+    }
+    return tp->reason.c_str();
+}
+
+llama_turboprefill_stats llama_turboprefill_get_stats(const llama_context * ctx) {
+    const auto * tp = llama_turboprefill::get(*ctx);
+    if (!tp) {
+        return {};
+    }
+    llama_turboprefill_stats stats = tp->stats;
+    if (tp->engine) {
+        const turboprefill_engine_stats engine = turboprefill_get_stats(tp->engine);
+        stats.t_slot_wait_us = engine.t_slot_wait_us;
+        stats.n_bytes_moved  = engine.n_bytes_moved;
+        stats.mem_host       = engine.mem_host;
+        stats.mem_device     = engine.mem_device;
+        stats.n_slots        = engine.n_slots;
+        stats.n_stages       = turboprefill_get_stages(tp->engine).size();
+    }
+    return stats;
+}
+
+void llama_turboprefill_reset_stats(llama_context * ctx) {
+    if (auto * tp = llama_turboprefill::get(*ctx)) {
+        tp->stats = {};
+        if (tp->engine) {
+            turboprefill_reset_stats(tp->engine);
+        }
+    }
+}
+
+int32_t llama_turboprefill_n_stages(const llama_context * ctx) {
+    return llama_turboprefill_get_stats(ctx).n_stages;
+}
+
+bool llama_turboprefill_get_stage(const llama_context * ctx, int32_t i, llama_turboprefill_stage * stage) {
+    const auto * tp = llama_turboprefill::get(*ctx);
+    if (!tp || !tp->engine) {
+        return false;
+    }
+    tp->stages = turboprefill_get_stages(tp->engine);
+    if (i < 0 || (size_t) i >= tp->stages.size()) {
+        return false;
+    }
+    const auto & from = tp->stages[i];
+    *stage = { from.device, from.transport, from.n_ubatches, from.n_bytes_in };
+    return true;
+}
+
+//
+// timeline
+//
+
+void llama_turboprefill::trace_start() {
+    drain();
+    if (trace) {
+        turboprefill_sched_set_trace(ctx.sched.get(), nullptr);
+        turboprefill_trace_free(trace);
+    }
+    spans.clear();
+    trace = turboprefill_trace_new();
+    if (ctx.sched) {
+        turboprefill_sched_set_trace(ctx.sched.get(), trace);
+    }
+}
+
+size_t llama_turboprefill::trace_stop() {
+    if (trace) {
+        ctx.synchronize();
+        turboprefill_sched_set_trace(ctx.sched.get(), nullptr);
+        spans = turboprefill_trace_spans(trace);
+        turboprefill_trace_free(trace);
+        trace = nullptr;
+    }
+    return spans.size();
+}
+
+void llama_turboprefill_trace_start(llama_context * ctx) {
+    llama_turboprefill::make(*ctx).trace_start();
+}
+
+size_t llama_turboprefill_trace_stop(llama_context * ctx) {
+    return llama_turboprefill::make(*ctx).trace_stop();
+}
+
+size_t llama_turboprefill_trace_read(const llama_context * ctx, llama_turboprefill_span * spans, size_t n) {
+    const auto * tp = llama_turboprefill::get(*ctx);
+    if (!tp) {
+        return 0;
+    }
+    n = std::min(n, tp->spans.size());
+    for (size_t i = 0; i < n; ++i) {
+        const auto & from = tp->spans[i];
+        spans[i] = {
+            ggml_backend_dev_name(ggml_backend_get_device(from.backend)),
+            from.stage, from.ubatch, from.pipelined, from.t_start_us, from.t_end_us,
+        };
+    }
+    return n;
+}

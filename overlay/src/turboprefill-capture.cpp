@@ -1,0 +1,216 @@
+// TurboPrefill: which ubatches are pipelined, and what a decode does with one instead of computing it
+//
+// process() captures, the caller asks for results, submit() hands over to the workers.
+
+#include "turboprefill-impl.h"
+
+#include "llama-impl.h"
+#include "llama-model.h"
+
+// for the batch that is about to be cut into ubatches
+void llama_turboprefill::choose_ubatch() {
+    if (!enabled || !engine || ubatch_overhead <= 0 || ctx.cparams.cb_eval || !ctx.cparams.causal_attn || ctx.cparams.embeddings) {
+        return;
+    }
+    // generation, or what a draft model has proposed; and snapshots of recurrent states bound the size from below
+    if (ctx.balloc->get_n_outputs() == ctx.balloc->get_n_tokens() || has_snapshots(ctx.cparams, 0)) {
+        return;
+    }
+    if (turboprefill_idle(engine)) {
+        n_tokens_begun = 0;
+    }
+    // a prompt in several calls keeps the pipeline filled between them: that is paid for once
+    n_tokens_begun += ctx.balloc->get_n_tokens();
+
+    n_ubatch = ctx.cparams.n_ubatch;
+    ctx.cparams.n_ubatch = turboprefill_choose_ubatch(n_tokens_begun, n_devices, n_ubatch, ubatch_overhead);
+}
+
+void llama_turboprefill::restore_ubatch() {
+    if (n_ubatch != 0) {
+        ctx.cparams.n_ubatch = n_ubatch;
+        n_ubatch = 0;
+    }
+}
+
+const char * llama_turboprefill::why_not(const llama_ubatch & ubatch, llm_graph_type gtype, const llama_memory_context_i * mctx) const {
+    if (!engine) {
+        return why_no_engine.c_str();
+    }
+    if (!mctx || (gtype != LLM_GRAPH_TYPE_DEFAULT && gtype != LLM_GRAPH_TYPE_DECODER)) {
+        return "the graph is not that of a decoder";
+    }
+    if (ctx.cparams.cb_eval) {
+        return "an evaluation callback is set";
+    }
+    // a full ubatch without outputs is a piece of a longer prompt, even if the rest comes with the next call
+    const bool more_to_come = ubatch.n_tokens > 1 && ubatch.n_tokens == ctx.cparams.n_ubatch && ctx.n_outputs == 0;
+    // sequences of different lengths make several ubatches of a short batch. one token of each sequence is generation
+    const uint32_t n_tokens_all = ctx.balloc->get_n_tokens();
+    const bool generation = ubatch.n_tokens > 1 && ubatch.n_seqs_unq == ubatch.n_tokens;
+    const bool several = !generation && (n_tokens_all > ctx.cparams.n_ubatch || (n_tokens_all > ubatch.n_tokens && ubatch.n_seq_tokens > 1));
+    if (!several && !more_to_come && turboprefill_idle(engine)) {
+        return "the batch is a single ubatch and nothing is in flight";
+    }
+    return nullptr;
+}
+
+void llama_turboprefill::count_standard(const llama_ubatch & ubatch, const char * why) {
+    reason = why;
+    stats.n_ubatches_standard++;
+    stats.n_tokens_standard += ubatch.n_tokens;
+}
+
+llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret) {
+    auto * sched = ctx.sched.get();
+    auto & entry = entries[turboprefill_slot_index(slot)];
+
+    if (!entry.res) {
+        entry.res.reset(new llm_graph_result(ctx.get_gf_res_reserve()->get_max_nodes()));
+    }
+    auto * res = entry.res.get();
+    entry.ubatch   = ubatch;
+    entry.i_ubatch = turboprefill_slot_ubatch(slot);
+
+    forget_graph(ctx, 0);
+
+    turboprefill_capture_begin(engine, slot);
+
+    res->reset();
+    ggml_backend_sched_set_eval_callback(sched, ctx.cparams.cb_eval, ctx.cparams.cb_eval_user_data);
+
+    auto * gf = ctx.model.build_graph(ctx.graph_params(res, ubatch, mctx, gtype));
+    if (!gf) {
+        LLAMA_LOG_ERROR("%s: failed to initialize graph\n", __func__);
+        cancel();
+        ret  = GGML_STATUS_FAILED;
+        return nullptr;
+    }
+
+    const char * why = nullptr;
+    switch (turboprefill_capture_graph(engine, slot, gf, &why)) {
+        case TURBOPREFILL_CAPTURE_OK:
+            {
+                res->set_inputs(&ubatch);
+
+                stats.n_ubatches_pipelined++;
+                stats.n_tokens_pipelined += ubatch.n_tokens;
+                ret = GGML_STATUS_SUCCESS;
+                return res;
+            }
+        case TURBOPREFILL_CAPTURE_ALLOC_FAILED:
+            {
+                LLAMA_LOG_ERROR("%s: failed to allocate graph\n", __func__);
+                entry.i_ubatch = -1;
+                slot = nullptr;
+                ret  = GGML_STATUS_ALLOC_FAILED;
+                return nullptr;
+            }
+        case TURBOPREFILL_CAPTURE_NOT_ELIGIBLE:
+            break;
+    }
+
+    // the scheduler has the graph allocated: go on as upstream does. its buffers are those of the ubatches in flight
+    entry.i_ubatch = -1;
+    slot = nullptr;
+    count_standard(ubatch, why);
+    drain();
+    if (status_late != GGML_STATUS_SUCCESS) {
+        ret = take_late(); // the tokens before these are gone
+        return nullptr;
+    }
+
+    res->set_inputs(&ubatch);
+    ret = ctx.graph_compute(res->get_gf(), ubatch.n_tokens > 1);
+    return ret == GGML_STATUS_SUCCESS ? res : nullptr;
+}
+
+// the graph of the current slot could not be built
+void llama_turboprefill::cancel() {
+    if (!slot) {
+        return;
+    }
+    turboprefill_cancel(engine, slot);
+    entries[turboprefill_slot_index(slot)].i_ubatch = -1;
+    slot = nullptr;
+}
+
+bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret, llm_graph_result *& res) {
+    submit();
+
+    if (status_late != GGML_STATUS_SUCCESS) {
+        // a device failed after this decode had begun: the tokens before these are gone
+        if (engine) {
+            turboprefill_drain(engine);
+        }
+        ret = take_late();
+        res = nullptr;
+        return true;
+    }
+    if (!enabled) {
+        return false;
+    }
+    if (const char * why = why_not(ubatch, gtype, mctx)) {
+        count_standard(ubatch, why);
+        return false;
+    }
+
+    res  = nullptr;
+    slot = turboprefill_acquire(engine);
+    if (!slot) {
+        ret = recover();
+        return true;
+    }
+
+    const int64_t t_start_us = ggml_time_us();
+
+    if (!mctx->apply()) {
+        LLAMA_LOG_ERROR("%s: failed to apply memory context\n", __func__);
+        turboprefill_cancel(engine, slot);
+        slot = nullptr;
+        ret  = GGML_STATUS_FAILED;
+        turboprefill_drain(engine);
+        return true;
+    }
+
+    try {
+        res = capture(ubatch, gtype, mctx, ret);
+    } catch (...) {
+        cancel();
+        throw;
+    }
+    if (!res) {
+        // upstream's error path returns from llama_decode: nothing may run on, not even the abort callback
+        turboprefill_drain(engine);
+    }
+
+    stats.t_capture_us += ggml_time_us() - t_start_us;
+    return true;
+}
+
+void llama_turboprefill::submit() {
+    if (!slot) {
+        return;
+    }
+    const bool batched = entries[turboprefill_slot_index(slot)].ubatch.n_tokens > 1;
+
+    const int         n_threads  = batched ? ctx.cparams.n_threads_batch : ctx.cparams.n_threads;
+    ggml_threadpool_t threadpool = batched ? ctx.threadpool_batch        : ctx.threadpool;
+
+    // what llama_context::graph_compute() does for all backends at once: here each is set by the thread that uses it
+    turboprefill_submit(engine, slot, [this, n_threads, threadpool](ggml_backend_t backend) {
+        if (backend == ctx.backend_cpu) {
+            auto * reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend));
+            auto * set_threadpool_fn = (void (*)(ggml_backend_t, ggml_threadpool_t)) ggml_backend_reg_get_proc_address(reg, "ggml_backend_cpu_set_threadpool");
+            if (set_threadpool_fn) {
+                set_threadpool_fn(backend, threadpool);
+            }
+        }
+        for (const auto & set_n_threads_fn : ctx.set_n_threads_fns) {
+            if (set_n_threads_fn.first == backend) {
+                set_n_threads_fn.second(backend, n_threads);
+            }
+        }
+    });
+    slot = nullptr;
+}

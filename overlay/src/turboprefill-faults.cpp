@@ -1,0 +1,172 @@
+// TurboPrefill: what becomes of memory and results if a device fails, and which call says so
+//
+// A fault may be found after its decode has returned: it is kept until a decode has reported it or the memory was cleared.
+
+#include "turboprefill-impl.h"
+
+#include "llama-impl.h"
+#include "llama-kv-cache-iswa.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <set>
+
+// devices that failed: forget what they did not compute
+ggml_status llama_turboprefill::recover() {
+    if (!engine) {
+        return GGML_STATUS_SUCCESS;
+    }
+    const turboprefill_failure failure = turboprefill_get_failure(engine);
+    if (failure.status == GGML_STATUS_SUCCESS) {
+        return GGML_STATUS_SUCCESS;
+    }
+
+    turboprefill_drain(engine);
+
+    // a later ubatch may have failed first, and an earlier one after that
+    const turboprefill_failure first = turboprefill_get_failure(engine);
+
+    std::map<llama_seq_id, llama_pos> pos_min;
+    for (const auto & entry : entries) {
+        const llama_ubatch & ubatch = entry.ubatch;
+        if (entry.i_ubatch < first.ubatch) {
+            continue;
+        }
+        for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+            for (int32_t s = 0; s < ubatch.n_seq_id[i]; ++s) {
+                auto it = pos_min.emplace(ubatch.seq_id[i][s], ubatch.pos[i]).first;
+                it->second = std::min(it->second, ubatch.pos[i]);
+            }
+        }
+    }
+
+    for (const auto & [seq_id, pos] : pos_min) {
+        LLAMA_LOG_WARN("%s: removing memory module entries for seq_id = %d, pos = [%d, +inf)\n", __func__, seq_id, pos);
+        // the states of a recurrent model can't be taken back one by one, and a sliding window may have moved on
+        if (has_snapshots(ctx.cparams, 0) || !ctx.memory->seq_rm(seq_id, pos, -1) || !has_window(seq_id, pos)) {
+            LLAMA_LOG_WARN("%s: removing the whole sequence %d\n", __func__, seq_id);
+            ctx.memory->seq_rm(seq_id, -1, -1);
+        }
+    }
+
+    turboprefill_clear_failure(engine);
+    return first.status;
+}
+
+// true if the memory still has what the token at pos needs to see: a window that has moved on gives its cells away, and
+// not in the order of their positions
+bool llama_turboprefill::has_window(llama_seq_id seq_id, llama_pos pos) const {
+    const auto n_swa = (llama_pos) ctx.model.hparams.n_swa;
+    if (n_swa == 0 || pos == 0) {
+        return true;
+    }
+    const auto * caches = dynamic_cast<const llama_kv_cache_iswa *>(ctx.memory.get());
+    const auto * cache  = caches ? caches->get_swa() : dynamic_cast<const llama_kv_cache *>(ctx.memory.get());
+    if (cache == nullptr) {
+        return false;
+    }
+    const auto & cells = cache->v_cells[cache->seq_to_stream[seq_id]];
+
+    const llama_pos begin = std::max(0, pos - n_swa + 1);
+    std::set<llama_pos> seen;
+    for (uint32_t i = 0; i < cells.size(); ++i) {
+        if (!cells.is_empty(i) && cells.seq_has(i, seq_id) && cells.pos_get(i) >= begin && cells.pos_get(i) < pos) {
+            seen.insert(cells.pos_get(i));
+        }
+    }
+    return (llama_pos) seen.size() == pos - begin;
+}
+
+static int32_t turboprefill_decode_code(ggml_status status) {
+    switch (status) {
+        case GGML_STATUS_SUCCESS:      return  0;
+        case GGML_STATUS_ABORTED:      return  2;
+        case GGML_STATUS_ALLOC_FAILED: return -2;
+        case GGML_STATUS_FAILED:       return -3;
+    }
+    return -3;
+}
+
+void llama_turboprefill::drain() {
+    if (!engine) {
+        return;
+    }
+    submit();
+    turboprefill_drain(engine);
+    const ggml_status status = recover();
+    if (status != GGML_STATUS_SUCCESS) {
+        spoil_outputs();
+        note_late(status);
+    }
+}
+
+// the caller is about to read results that were never made: nothing there may be taken for them
+void llama_turboprefill::spoil_outputs() {
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    // output_reserve() has noted the sizes of a larger buffer when it drains to replace this one
+    const auto fill = [&](const auto & view) {
+        if (view.data && ctx.buf_output) {
+            const auto * begin = (const float *) ggml_backend_buffer_get_base(ctx.buf_output.get());
+            const size_t room  = ggml_backend_buffer_get_size(ctx.buf_output.get())/sizeof(float) - (view.data - begin);
+            std::fill_n(view.data, std::min(view.size, room), nan);
+        }
+    };
+    fill(ctx.logits);
+    fill(ctx.embd);
+    fill(hidden_rows(ctx, 0));
+    fill(ctx.sampling.logits);
+    fill(ctx.sampling.probs);
+    for (auto & [seq_id, embd] : ctx.embd_seq) {
+        GGML_UNUSED(seq_id);
+        std::fill(embd.begin(), embd.end(), nan);
+    }
+}
+
+int32_t llama_turboprefill::synchronize() {
+    ctx.synchronize();
+    return turboprefill_decode_code(take_late());
+}
+
+// stays for the next decode to report, which is the first call that can
+void llama_turboprefill::note_late(ggml_status status) {
+    if (status_late == GGML_STATUS_SUCCESS) {
+        status_late = status;
+    }
+}
+
+// the memory was cleared: what failed before does not matter any more
+void llama_turboprefill::clear() {
+    drain();
+    status_late = GGML_STATUS_SUCCESS;
+}
+
+ggml_status llama_turboprefill::take_late() {
+    const ggml_status status = status_late;
+    status_late = GGML_STATUS_SUCCESS;
+    return status;
+}
+
+int32_t llama_turboprefill::decode_begin() {
+    reason.clear();
+
+    note_late(recover());
+    const ggml_status status = take_late();
+    if (status != GGML_STATUS_SUCCESS) {
+        LLAMA_LOG_ERROR("%s: ubatches of an earlier decode failed with status %d; nothing of this one was computed\n", __func__, status);
+    }
+    return turboprefill_decode_code(status);
+}
+
+int32_t llama_turboprefill::decode_end() {
+    if (!engine) {
+        return 0;
+    }
+    // the abort callback is asked by the CPU: the caller expects its verdict from this very call
+    if (ctx.abort_callback) {
+        turboprefill_drain_host(engine);
+    }
+    note_late(recover());
+    return turboprefill_decode_code(take_late());
+}

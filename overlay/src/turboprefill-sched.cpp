@@ -1,0 +1,162 @@
+// TurboPrefill: an engine comes and goes with the scheduler that it belongs to
+//
+// Whether there is one, and how large its memory is, follows from the worst-case graph, which is known only while the
+// scheduler is reserved. Recurrent models may need a second reservation inside of the first.
+
+#include "turboprefill-impl.h"
+
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <cstdlib>
+
+// TURBOPREFILL_SLOTS, TURBOPREFILL_HOST_MB, TURBOPREFILL_TRANSPORT
+static turboprefill_params turboprefill_default_params() {
+    turboprefill_params params;
+
+    params.n_slots = atoi(turboprefill_getenv("TURBOPREFILL_SLOTS").c_str());
+
+    const long long host_mb = atoll(turboprefill_getenv("TURBOPREFILL_HOST_MB").c_str());
+    if (host_mb > 0) {
+        params.max_host_bytes = (size_t) host_mb*1024*1024;
+    }
+
+    const std::string transport = turboprefill_getenv("TURBOPREFILL_TRANSPORT");
+    if (transport == "peer") {
+        params.transport = TURBOPREFILL_TRANSPORT_PEER;
+    } else if (transport == "staged") {
+        params.transport = TURBOPREFILL_TRANSPORT_STAGED;
+    } else if (!transport.empty() && transport != "auto") {
+        LLAMA_LOG_WARN("%s: TURBOPREFILL_TRANSPORT=%s is not one of auto, peer, staged: using auto\n", __func__, transport.c_str());
+    }
+    return params;
+}
+
+void llama_turboprefill::sched_begin() {
+    if (engine) {
+        drain();
+        turboprefill_parts_free(parts);
+        parts  = turboprefill_engine_dismantle(engine);
+        engine = nullptr;
+        entries.clear();
+    }
+    if (trace && ctx.sched) {
+        turboprefill_sched_set_trace(ctx.sched.get(), nullptr);
+    }
+}
+
+void llama_turboprefill::sched_new() {
+    turboprefill_sched_set_regroup(ctx.sched.get(), enabled && regroup == TURBOPREFILL_REGROUP_ON);
+}
+
+void llama_turboprefill::sched_end() {
+    turboprefill_sched_set_trace(ctx.sched.get(), trace);
+
+    if (!enabled || ctx.model.hparams.no_alloc) {
+        return;
+    }
+
+    if (engine) {
+        return; // a reservation inside of this one made it
+    }
+
+    why_no_engine.clear();
+    if (ctx.model.split_mode() != LLAMA_SPLIT_MODE_LAYER) {
+        why_no_engine = "the split mode is not layer";
+    } else if (const char * why = turboprefill_why_not(ctx.sched.get())) {
+        why_no_engine = why;
+        if (regroup == TURBOPREFILL_REGROUP_UNTRIED && turboprefill_repeats_devices(ctx.sched.get())) {
+            try_regroup();
+            return;
+        }
+    } else {
+        try {
+            turboprefill_parts * old = parts;
+            parts  = nullptr;
+            engine = turboprefill_engine_new(ctx.sched.get(), ctx.get_gf_res_reserve()->get_gf(), turboprefill_default_params(), old);
+        } catch (const std::exception & err) {
+            LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
+        }
+        if (!engine) {
+            why_no_engine = "no memory or threads for the pipeline";
+        }
+    }
+
+    if (!engine && regroup == TURBOPREFILL_REGROUP_ON) {
+        if (!regrouping) {
+            undo_regroup(ctx.cparams.pipeline_parallel);
+        }
+        return;
+    }
+
+    if (engine) {
+        entries.resize(turboprefill_get_stats(engine).n_slots);
+        n_devices = turboprefill_n_devices(ctx.sched.get());
+        LLAMA_LOG_INFO("%s: TurboPrefill: prefill is pipelined, %d slots\n", __func__, (int) entries.size());
+    } else {
+        LLAMA_LOG_WARN("%s: TurboPrefill: standard path: %s\n", __func__, why_no_engine.c_str());
+    }
+}
+
+// there is no engine that could take them over
+void llama_turboprefill::drop_parts() {
+    if (!engine && !regrouping) {
+        turboprefill_parts_free(parts);
+        parts = nullptr;
+    }
+}
+
+// buffers are planned for an order of nodes: another order needs another reservation, inside of the one that just ended
+void llama_turboprefill::try_regroup() {
+    const bool pipeline_parallel = ctx.cparams.pipeline_parallel;
+
+    regroup    = TURBOPREFILL_REGROUP_ON;
+    regrouping = true;
+    try {
+        ctx.sched_need_reserve = true;
+        ctx.sched_reserve();
+    } catch (const std::exception & err) {
+        LLAMA_LOG_WARN("%s: %s\n", __func__, err.what());
+    }
+    regrouping = false;
+
+    if (!engine || ctx.cparams.pipeline_parallel != pipeline_parallel) {
+        undo_regroup(pipeline_parallel);
+    }
+}
+
+// it did not help: back to upstream's order
+void llama_turboprefill::undo_regroup(bool pipeline_parallel) {
+    regroup = TURBOPREFILL_REGROUP_USELESS;
+    ctx.cparams.pipeline_parallel = pipeline_parallel;
+    ctx.sched_need_reserve = true;
+    try {
+        ctx.sched_reserve();
+    } catch (...) {
+        ctx.sched_need_reserve = true;
+        throw;
+    }
+}
+
+void llama_turboprefill::set_enabled(bool value) {
+    drain();
+    if (enabled == value) {
+        return;
+    }
+    enabled = value;
+    // the engine takes its sizes from the worst-case graph, which is known only while it is reserved.
+    // without the engine, graphs have upstream's order of nodes again
+    const bool reserve = enabled ? !engine : regroup == TURBOPREFILL_REGROUP_ON;
+    if (!reserve || !ctx.sched) {
+        return;
+    }
+    try {
+        ctx.sched_need_reserve = true;
+        ctx.sched_reserve();
+    } catch (...) {
+        // as before this call; the next decode reserves again, and says so if it can't
+        enabled = !value;
+        ctx.sched_need_reserve = true;
+        throw;
+    }
+}
