@@ -83,12 +83,19 @@ def results(preset: str) -> Callable[[Bench], Outcome]:
     return go
 
 
-def perplexity(bench: Bench) -> Outcome:
-    model = str(bench.models.synthetic("tiny"))
-    sizes = ("-c", "256", "-b", "1024", "-ub", "32")
-    arguments = ("-f", bench.prompt_file(14000), "--save-all-logits", "logits.dat")
-    bench.run("llama-perplexity", "-m", model, *arguments, *sizes, *bench.devices.layers()).need_success()
-    return {"log-probabilities": bench.digest("logits.dat")}
+def written(what: str, program: str, n: int, *arguments: str) -> Callable[[Bench], Outcome]:
+    """A program that reads a file of `n` characters; the last argument is the file that it writes."""
+
+    def go(bench: Bench) -> Outcome:
+        common = ("-m", str(bench.models.synthetic("tiny")), "-f", bench.prompt_file(n), "-c", "256", "-ub", "32")
+        bench.run(program, *common, *bench.devices.layers(), *arguments).need_success()
+        return {what: bench.digest(arguments[-1])}
+
+    return go
+
+
+perplexity = written("log-probabilities", "llama-perplexity", 14000, "-b", "1024", "--save-all-logits", "logits.dat")
+imatrix = written("importance matrix", "llama-imatrix", 6000, "-b", "256", "-o", "imatrix.gguf")
 
 
 def prompt_cache(preset: str) -> Callable[[Bench], Outcome]:
@@ -122,14 +129,6 @@ def debug(*more: str) -> Callable[[Bench], Outcome]:
         return {"values": bench.digest(f"out/{files[0].name}")}
 
     return go
-
-
-def imatrix(bench: Bench) -> Outcome:
-    model = str(bench.models.synthetic("tiny"))
-    sizes = ("-c", "256", "-b", "256", "-ub", "32")
-    arguments = ("-f", bench.prompt_file(6000), "-o", "imatrix.gguf")
-    bench.run("llama-imatrix", "-m", model, *arguments, *sizes, *bench.devices.layers()).need_success()
-    return {"importance matrix": bench.digest("imatrix.gguf")}
 
 
 def architectures(bench: Bench) -> Outcome:
