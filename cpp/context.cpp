@@ -10,6 +10,8 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
+#include <string_view>
+#include <utility>
 
 namespace turboprefill {
 

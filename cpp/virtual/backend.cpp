@@ -10,6 +10,7 @@
 #include "ggml-impl.h"
 
 #include <cstring>
+#include <utility>
 
 struct virt_backend {
     virt_device *    device;

@@ -7,6 +7,7 @@
 
 #include "device.h"
 
+#include <utility>
 #include <vector>
 
 struct virt_event {

@@ -1,5 +1,7 @@
 #include "stream.h"
 
+#include <utility>
+
 virt_counters & virt_get_counters() {
     static virt_counters * counters = new virt_counters; // never destroyed: streams may end after all statics
     return *counters;

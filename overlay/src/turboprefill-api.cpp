@@ -5,6 +5,7 @@
 #include "llama-impl.h"
 
 #include <algorithm>
+#include <exception>
 
 void llama_turboprefill_set_auto_ubatch(llama_context * ctx, float overhead) {
     llama_turboprefill::make(*ctx).ubatch_overhead = overhead;

@@ -1,6 +1,7 @@
 #include "turboprefill-context.h"
 #include "turboprefill-impl.h"
 
+#include <memory>
 #include <mutex>
 #include <set>
 

@@ -9,6 +9,7 @@
 #include "llama-model.h"
 
 #include <cstdlib>
+#include <exception>
 
 // TURBOPREFILL_SLOTS, TURBOPREFILL_HOST_MB, TURBOPREFILL_TRANSPORT
 static turboprefill_params turboprefill_default_params() {

@@ -2,6 +2,7 @@
 
 #include "support.h"
 
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>

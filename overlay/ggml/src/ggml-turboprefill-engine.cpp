@@ -6,6 +6,8 @@
 #include "ggml-turboprefill-impl.h"
 
 #include <algorithm>
+#include <exception>
+#include <utility>
 
 static void turboprefill_stage_init(turboprefill_stage & stage, ggml_backend_sched_t sched, ggml_backend_t backend, int n_slots) {
     ggml_backend_dev_t dev = ggml_backend_get_device(backend);

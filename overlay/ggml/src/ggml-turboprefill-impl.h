@@ -15,6 +15,7 @@
 #include <string>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 
 // landing regions of a device, and host regions of a boundary, when the scheduler has no copies of its own.
 // two would do: one is read while the other is written. the third absorbs jitter on the host side, where it is cheap

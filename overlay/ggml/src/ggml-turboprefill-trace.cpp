@@ -14,6 +14,7 @@
 #include <chrono>
 #include <cstring>
 #include <deque>
+#include <utility>
 
 #define TURBOPREFILL_TRACE_DELAY_US 1000
 

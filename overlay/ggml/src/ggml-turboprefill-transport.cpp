@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cinttypes>
+#include <utility>
 
 // true if the backends can copy without blocking the host
 static bool turboprefill_probe_peer(ggml_backend_t from, ggml_backend_t to, ggml_backend_buffer_type_t buft_from, ggml_backend_buffer_type_t buft_to) {

@@ -24,6 +24,7 @@
 #include "ggml-turboprefill-impl.h"
 
 #include <cinttypes>
+#include <exception>
 
 void turboprefill_wait_issued(turboprefill_engine * engine, const turboprefill_stage & stage, int64_t ubatch) {
     if (ubatch < 0) {

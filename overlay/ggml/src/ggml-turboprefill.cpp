@@ -5,6 +5,7 @@
 #include "ggml-turboprefill-impl.h"
 
 #include <algorithm>
+#include <utility>
 
 turboprefill_slot * turboprefill_acquire(turboprefill_engine * engine) {
     GGML_ASSERT(!engine->capturing && "the previous slot was not submitted");
