@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
+
+import gguf
 import numpy as np
 import pytest
 
@@ -57,6 +61,33 @@ def test_a_prompt_in_several_calls_gets_larger_ubatches_as_it_goes_on(model, mon
     monkeypatch.setenv("TURBOPREFILL_UBATCH", f"auto:{OVERHEAD}")
     _, _, n_ubatches = read(model, prompt, N_UBATCH, 256, turboprefill=True)
     assert n_ubatches == sum(-(-256 // best(n)) for n in (256, 512, 768))
+
+
+def guess(file) -> float:
+    """What docs/planner.md says that TURBOPREFILL_UBATCH=auto takes for a ubatch, in tokens."""
+    reader = gguf.GGUFReader(file)
+
+    def number(key: str) -> int:
+        field = next((field for name, field in reader.fields.items() if name.endswith(key)), None)
+        return 1 if field is None else field.contents()
+
+    experts_used = number(".expert_used_count") / number(".expert_count")
+    layers = [(tensor.name, int(tensor.n_elements)) for tensor in reader.tensors if tensor.name.startswith("blk.")]
+    n_used = sum(n * (experts_used if "_exps." in name else 1) for name, n in layers)
+    return (28 * sum(n for _, n in layers) + 1.6e10 * number(".block_count")) / n_used
+
+
+@pytest.mark.parametrize("preset", ["tiny", "gptoss-tiny", "jamba-tiny"])
+def test_what_a_ubatch_costs_is_guessed_from_the_model(virtual_names, model_file, monkeypatch, caplog, preset) -> None:
+    file = model_file(preset, n_layers=4)
+    monkeypatch.setenv("TURBOPREFILL_UBATCH", "auto")
+    with (
+        caplog.at_level(logging.INFO, "turboprefill.llama"),
+        Model(file, devices=virtual_names[:2]) as model,
+        model.context(n_ctx=512, n_ubatch=64, turboprefill=True),
+    ):
+        found = [int(n) for n in re.findall(r"each counts as (\d+) tokens more", caplog.text)]
+    assert found and set(found) == {round(guess(file))}
 
 
 @pytest.mark.parametrize("value", ["", "off", "fast"])

@@ -25,8 +25,9 @@ LLAMA_API void llama_turboprefill_set_enabled(struct llama_context * ctx, bool e
 LLAMA_API bool llama_turboprefill_enabled(const struct llama_context * ctx);
 
 // Lets each llama_decode() choose a size of ubatches up to the context's n_ubatch, from the length of the prompt and the
-// number of devices. overhead: what a ubatch costs beyond its tokens, in tokens; 0 keeps n_ubatch. Results are those of the
-// standard path at the chosen size. The environment variable TURBOPREFILL_UBATCH sets the default: auto, auto:OVERHEAD, off.
+// number of devices. overhead: what a ubatch costs beyond its tokens, in tokens; 0 keeps n_ubatch, below 0 it is guessed from
+// the model's layers. Results are those of the standard path at the chosen size. The environment variable
+// TURBOPREFILL_UBATCH sets the default: auto (guessed), auto:OVERHEAD, off.
 LLAMA_API void llama_turboprefill_set_auto_ubatch(struct llama_context * ctx, float overhead);
 
 // Why the last llama_decode() used the standard path for at least one of its ubatches, "" if it did not.

@@ -8,7 +8,7 @@
 #include <exception>
 
 void llama_turboprefill_set_auto_ubatch(llama_context * ctx, float overhead) {
-    llama_turboprefill::make(*ctx).ubatch_overhead = overhead;
+    llama_turboprefill::make(*ctx).ubatch_overhead = overhead < 0 ? turboprefill_guess_ubatch_overhead(ctx->get_model()) : overhead;
 }
 
 void llama_turboprefill_set_enabled(llama_context * ctx, bool enabled) {

@@ -11,6 +11,7 @@ static std::mutex                     & g_turboprefill_mutex = *new std::mutex;
 static std::set<llama_turboprefill *> & g_turboprefill_all   = *new std::set<llama_turboprefill *>;
 
 llama_turboprefill::llama_turboprefill(llama_context & ctx) : ctx(ctx) {
+    ubatch_overhead = turboprefill_default_ubatch_overhead(ctx.get_model());
     std::lock_guard<std::mutex> lock(g_turboprefill_mutex);
     g_turboprefill_all.insert(this);
 }

@@ -65,7 +65,7 @@ struct llama_turboprefill {
 
     bool enabled = turboprefill_env_enabled();
 
-    double ubatch_overhead = turboprefill_default_ubatch_overhead();
+    double ubatch_overhead = 0; // of a ubatch, in tokens, if its size is ours to choose
 
     std::string reason; // why ubatches of the last decode took the standard path
 

@@ -94,6 +94,9 @@ void llama_turboprefill::sched_end() {
         entries.resize(turboprefill_get_stats(engine).n_slots);
         n_devices = turboprefill_n_devices(ctx.sched.get());
         LLAMA_LOG_INFO("%s: TurboPrefill: prefill is pipelined, %d slots\n", __func__, (int) entries.size());
+        if (ubatch_overhead > 0) {
+            LLAMA_LOG_INFO("%s: TurboPrefill: sizes of ubatches are chosen, each counts as %.0f tokens more\n", __func__, ubatch_overhead);
+        }
     } else {
         LLAMA_LOG_WARN("%s: TurboPrefill: standard path: %s\n", __func__, why_no_engine.c_str());
     }

@@ -10,11 +10,13 @@
 
 #include <cstdint>
 
-// h of a large model on a data-center GPU, measured: docs/planner.md. `turboprefill plan --calibrate` finds yours
-#define TURBOPREFILL_UBATCH_OVERHEAD 48
+struct llama_model;
+
+// h, guessed from the model's layers: docs/planner.md. `turboprefill plan --calibrate` measures it
+double turboprefill_guess_ubatch_overhead(const llama_model & model);
 
 // TURBOPREFILL_UBATCH: what a ubatch costs in tokens if its size is ours to choose, 0 if it is not
-double turboprefill_default_ubatch_overhead();
+double turboprefill_default_ubatch_overhead(const llama_model & model);
 
 // the best size for n_tokens on n_stages, of those that kernels like, at most n_ubatch
 uint32_t turboprefill_choose_ubatch(uint32_t n_tokens, uint32_t n_stages, uint32_t n_ubatch, double overhead);
