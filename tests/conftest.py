@@ -83,6 +83,12 @@ def configure(virtual_names: list[str]) -> Iterator[Callable[..., None]]:
 
 
 @pytest.fixture
+def peer_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contexts of this test copy from device to device, where devices do not refuse it."""
+    monkeypatch.setenv("TURBOPREFILL_TRANSPORT", "peer")
+
+
+@pytest.fixture
 def text() -> str:
     """Readable English, the demo's own prompt."""
     from turboprefill.demo.settings import read_text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -86,6 +87,7 @@ class Rig:
     def repair(self) -> None:
         """Give the virtual devices their properties, without a fault."""
         if self.properties is not None:
+            os.environ["TURBOPREFILL_TRANSPORT"] = self.properties.transport  # of contexts made from now on
             virtual.load(f"{N_VIRTUAL},{self.properties}")
 
     def break_device(self, step: rs.Fault) -> None:
@@ -250,6 +252,7 @@ class Rig:
     def close(self) -> None:
         for ctx in (*self.siblings, self.standard, self.turbo):
             ctx.close()
+        os.environ.pop("TURBOPREFILL_TRANSPORT", None)
 
     def check_closed(self) -> None:
         assert self.handles() == self.alive

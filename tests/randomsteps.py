@@ -36,6 +36,7 @@ class Options:
 class Properties:
     """Of the virtual devices, if it is those that compute."""
 
+    transport: str
     peer: str
     events: str
     split_us: int
@@ -358,6 +359,7 @@ options = st.builds(
 
 properties = st.builds(
     Properties,
+    transport=st.sampled_from(["staged", "peer"]),
     peer=st.sampled_from(["async", "blocking", "refused"]),
     events=st.sampled_from(["on", "on", "off"]),
     split_us=st.sampled_from([0, 0, 200]),

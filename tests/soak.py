@@ -120,6 +120,7 @@ def random_options(rng: random.Random) -> rs.Options:
 
 def random_properties(rng: random.Random) -> rs.Properties:
     return rs.Properties(
+        transport=rng.choice(["staged", "peer"]),
         peer=rng.choice(["async", "blocking", "refused"]),
         events=rng.choice(["on", "on", "off"]),
         split_us=rng.choice([0, 0, 100]),

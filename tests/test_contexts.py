@@ -15,7 +15,7 @@ from virtualdevices import alive, result, tokens
 OPTIONS = {"n_ctx": 512, "n_ubatch": 16, "n_threads": 1, "n_threads_batch": 1}
 N_PROMPTS = 4
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("peer_copies")]
 
 
 def work(context: Context, seed: int) -> list[tuple[bytes, bytes]]:

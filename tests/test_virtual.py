@@ -70,7 +70,7 @@ def test_results_are_those_of_the_cpu(virtual_names, model_file) -> None:
         "stall_graph=2/0/3/0,stall_ms=100",
     ],
 )
-@pytest.mark.parametrize("transport", ["auto", "peer", "staged"])
+@pytest.mark.parametrize("transport", ["staged", "peer"])
 def test_properties_change_no_result(
     configure, virtual_names, model_file, monkeypatch, text: str, transport: str
 ) -> None:
@@ -86,10 +86,22 @@ def test_properties_change_no_result(
 
 
 @pytest.mark.parametrize(
-    ("text", "transport"), [("peer=async", "peer"), ("peer=refused", "staged"), ("events=off", "staged")]
+    ("asked", "text", "transport"),
+    [
+        ("", "peer=async", "staged"),
+        ("staged", "peer=async", "staged"),
+        ("peer", "peer=async", "peer"),
+        ("peer", "peer=blocking", "peer"),
+        ("peer", "peer=refused", "staged"),
+        ("peer", "events=off", "staged"),
+        ("fast", "peer=async", "staged"),
+    ],
 )
-def test_transport_is_that_of_the_devices(configure, virtual_names, model_file, text: str, transport: str) -> None:
+def test_transport_is_what_was_asked_for_if_the_devices_can(
+    configure, virtual_names, model_file, monkeypatch, asked: str, text: str, transport: str
+) -> None:
     configure(text)
+    monkeypatch.setenv("TURBOPREFILL_TRANSPORT", asked)
     with Model(model_file(), devices=virtual_names) as model, model.context(**OPTIONS, turboprefill=True) as context:
         before = virtual.counters()["copies"]
         context.decode_batch(tokens(100))

@@ -15,7 +15,7 @@ N_UBATCHES = 30
 PROMPT = tokens(N_UBATCHES * N_UBATCH)
 OPTIONS = {**virtualdevices.OPTIONS, "n_ubatch": N_UBATCH, "n_batch": len(PROMPT)}
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("peer_copies")]
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ FAULTS = {
 # in these, a part of a sequence cannot be taken back
 WHOLE = ("mamba-tiny", "jamba-tiny")
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("repaired")]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("repaired", "peer_copies")]
 
 
 @dataclass

@@ -18,7 +18,7 @@ from virtualdevices import N
 
 PROGRAM = Path(__file__).parent / "lostevents.py"
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = [pytest.mark.timeout(150), pytest.mark.usefixtures("peer_copies")]
 
 
 def run(model: Path, device: int, turboprefill: bool) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ ARMS = {
         Arm("tuned", "copies16", "balanced", {"LLAMA_GRAPH_REUSE_DISABLE": "1"}),
         Arm("turbo", "turbo", "default", _TURBO),
         Arm("turbo-balanced", "turbo", "balanced", _TURBO),
-        Arm("turbo-balanced-staged", "turbo", "balanced", {**_TURBO, "TURBOPREFILL_TRANSPORT": "staged"}),
+        Arm("turbo-balanced-peer", "turbo", "balanced", {**_TURBO, "TURBOPREFILL_TRANSPORT": "peer"}),
         Arm("turbo-auto", "turbo", "default", {**_AUTO, "TURBOPREFILL_UBATCH": "auto"}, own_ubatch=True),
         Arm("nopeer-upstream", "plain", "balanced", peer=False, baseline="nopeer-upstream"),
         Arm("nopeer-turbo", "turbo", "balanced", _TURBO, peer=False, baseline="nopeer-upstream"),
@@ -36,7 +36,6 @@ ARMS = {
     )
 }
 MAIN = ("upstream", "tuned", "turbo", "turbo-balanced")
-PEER = (*MAIN, "turbo-balanced-staged")
 ALL = tuple(ARMS)
 SAME = tuple(name for name, arm in ARMS.items() if not arm.own_ubatch)
 
@@ -108,8 +107,8 @@ def cases(steps: set[str], models: Mapping[str, ModelSpec], *, small: bool = Fal
                 yield case("sizes", "dense", n, size, ("tuned", "turbo-balanced"))
     for model in ("moe", "swa", "hybrid"):
         if model in steps:
-            yield case(model, model, 16384, 512, (*(PEER if model == "moe" else MAIN), "single"))
-            yield case(model, model, 16384, 128, (*(PEER if model == "moe" else MAIN), "single"))
+            yield case(model, model, 16384, 512, (*MAIN, "turbo-auto", "single"))
+            yield case(model, model, 16384, 128, (*MAIN, "single"))
     if "nbatch" in steps:
         yield case("nbatch", "dense", 16384, 512, MAIN, nb=2048)
     if "scaling" in steps:

@@ -15,7 +15,8 @@ _COLOURS = {
     "tuned": "#4c78a8",
     "turbo": "#f58518",
     "turbo-balanced": "#e45756",
-    "turbo-balanced-staged": "#b279a2",
+    "turbo-balanced-peer": "#eeca3b",
+    "turbo-balanced-staged": "#b279a2",  # of results from when peer copies were the default
     "turbo-auto": "#ff9da6",
     "nopeer-upstream": "#9d755d",
     "nopeer-turbo": "#54a24b",

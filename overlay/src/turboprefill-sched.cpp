@@ -25,10 +25,8 @@ static turboprefill_params turboprefill_default_params() {
     const std::string transport = turboprefill_getenv("TURBOPREFILL_TRANSPORT");
     if (transport == "peer") {
         params.transport = TURBOPREFILL_TRANSPORT_PEER;
-    } else if (transport == "staged") {
-        params.transport = TURBOPREFILL_TRANSPORT_STAGED;
-    } else if (!transport.empty() && transport != "auto") {
-        LLAMA_LOG_WARN("%s: TURBOPREFILL_TRANSPORT=%s is not one of auto, peer, staged: using auto\n", __func__, transport.c_str());
+    } else if (!transport.empty() && transport != "staged") {
+        LLAMA_LOG_WARN("%s: TURBOPREFILL_TRANSPORT=%s is not one of staged, peer: using staged\n", __func__, transport.c_str());
     }
     return params;
 }

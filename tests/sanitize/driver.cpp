@@ -69,6 +69,7 @@ static bool chosen(const char * name, const std::vector<std::string> & only) {
 static int run(int argc, char ** argv) {
     require(argc >= 3, "usage: driver VIRTUAL_BACKEND MODELS [--rpc HOST:PORT,...] [SCENARIO...]");
     setenv("TURBOPREFILL_VIRTUAL", std::to_string(N_DEVICES).c_str(), 1);
+    setenv("TURBOPREFILL_TRANSPORT", "peer", 1); // unless devices refuse: then it is staged
     unsetenv("TURBOPREFILL");
 
     // faults are part of the programme: their messages are not

@@ -36,7 +36,7 @@ def devices(arm: Arm, kind: str, n: int, *, copies: str) -> Iterator[Devices]:
     """
     if kind == "virtual":
         names = tuple(f"VIRT{i}" for i in range(n))
-        count = {"TURBOPREFILL_VIRTUAL": f"{n},peer={copies}"}
+        count = {"TURBOPREFILL_VIRTUAL": f"{n},peer={copies}", "TURBOPREFILL_TRANSPORT": "peer"}
         path = str(arm.virtual)
         yield Devices(
             names, ("-dev", ",".join(names)), {**count, "GGML_BACKEND_PATH": path}, {**count, "PROBE_LOAD": path}

@@ -36,9 +36,8 @@ struct turboprefill_slot;
 struct turboprefill_trace;
 
 enum turboprefill_transport {
-    TURBOPREFILL_TRANSPORT_AUTO,
-    TURBOPREFILL_TRANSPORT_PEER,   // device to device, through the backend's asynchronous copy
     TURBOPREFILL_TRANSPORT_STAGED, // device to host memory to device
+    TURBOPREFILL_TRANSPORT_PEER,   // device to device, through the backend's asynchronous copy, where devices have one
 };
 
 enum turboprefill_capture_status {
@@ -50,7 +49,7 @@ enum turboprefill_capture_status {
 struct turboprefill_params {
     int    n_slots        = 0; // 0: number of backends + 2
     size_t max_host_bytes = (size_t) 4*1024*1024*1024; // for user inputs: there are fewer slots if more would need more
-    turboprefill_transport transport = TURBOPREFILL_TRANSPORT_AUTO;
+    turboprefill_transport transport = TURBOPREFILL_TRANSPORT_STAGED;
 };
 
 struct turboprefill_engine_stats {

@@ -1,6 +1,6 @@
 // turboprefill: how an engine is made and how it ends
 //
-// What takes long or may be refused, such as pinned memory, probes and threads, is asked for here, for the largest graph:
+// What takes long or may be refused, such as pinned memory, streams and threads, is asked for here, for the largest graph:
 // a prompt need not wait for it, and a context that can't have it takes the standard path from the start.
 
 #include "ggml-turboprefill-impl.h"
@@ -51,16 +51,8 @@ static void turboprefill_stop_workers(turboprefill_engine * engine) {
     }
 }
 
-// the links between the same backends, and host memory if it is of the same kind
+// host memory if it is of the same kind
 static void turboprefill_take_over(turboprefill_engine * engine, turboprefill_parts & parts) {
-    for (size_t from = 0; parts.transport == engine->params.transport && from < engine->stages.size(); from++) {
-        for (size_t to = 0; to < engine->stages.size(); to++) {
-            const auto it = parts.links.find({ engine->stages[from]->backend, engine->stages[to]->backend });
-            if (it != parts.links.end() && engine->stages[from]->has_events() && engine->stages[to]->has_events()) {
-                engine->stages[from]->links[(int) to] = std::move(it->second);
-            }
-        }
-    }
     for (size_t i = 0; parts.host_buft == engine->host_buft && i < std::min(parts.host.size(), engine->slots.size()); i++) {
         engine->slots[i]->host = std::move(parts.host[i]);
         engine->mem_host += engine->slots[i]->host ? ggml_backend_buffer_get_size(engine->slots[i]->host.get()) : 0;
@@ -111,7 +103,6 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
             return nullptr;
         }
     }
-    // a probe takes tens of milliseconds, which no prompt should wait for
     std::vector<size_t> n_bytes_out(n_backends, 0), n_bytes_staged(n_backends, 0);
     for (const auto & boundary : turboprefill_sched_boundaries(sched)) {
         n_bytes_out[boundary.from] += boundary.n_bytes;
@@ -151,17 +142,8 @@ turboprefill_parts * turboprefill_engine_dismantle(turboprefill_engine * engine)
 
     auto parts = std::make_unique<turboprefill_parts>();
     parts->host_buft = engine->host_buft;
-    parts->transport = engine->params.transport;
     for (auto & slot : engine->slots) {
         parts->host.push_back(std::move(slot->host));
-    }
-    for (auto & stage : engine->stages) {
-        for (auto & [to, link] : stage->links) {
-            if (!link.peer) {
-                continue; // memory may have been short for the probe: the next engine tries again
-            }
-            parts->links[{ stage->backend, engine->stages[to]->backend }] = std::move(link);
-        }
     }
     turboprefill_engine_free(engine);
     return parts.release();

@@ -80,9 +80,7 @@ struct turboprefill_boundary {
 // what outlives an engine: the scheduler is replaced whenever a setting changes the graph, the backends stay
 struct turboprefill_parts {
     ggml_backend_buffer_type_t host_buft;
-    turboprefill_transport     transport;
     std::vector<ggml_backend_buffer_ptr> host; // of slots
-    std::map<std::pair<ggml_backend_t, ggml_backend_t>, turboprefill_link> links;
 };
 
 // one per backend of the scheduler. a backend without a split only counts ubatches

@@ -107,7 +107,7 @@ static void turboprefill_push(turboprefill_engine * engine, turboprefill_slot * 
                     ggml_backend_event_synchronize(target.split_done[(u - engine->n_copies) % engine->params.n_slots].get());
                 }
                 if (!link.receiver->iface.cpy_tensor_async(from, link.receiver.get(), src, input.dst)) {
-                    // the probe said otherwise: slow, still right
+                    // it could when the link was made: slow, still right
                     ggml_backend_synchronize(from);
                     ggml_backend_tensor_copy(src, input.dst);
                 }
