@@ -1,5 +1,6 @@
 #include "turboprefill-split.h"
 #include "turboprefill-env.h"
+#include "turboprefill-layers.h"
 
 #include "ggml-backend.h"
 
@@ -23,20 +24,9 @@ struct turboprefill_unit {
     double bytes = 0;
 };
 
-// the number of layers including those for multi-token prediction, which is called so since July 2026
-template <typename T> static auto turboprefill_n_layer(const T & hparams, int)  -> decltype((int) hparams.n_layer_all) { return hparams.n_layer_all; }
-template <typename T> static auto turboprefill_n_layer(const T & hparams, long) -> decltype((int) hparams.n_layer)     { return hparams.n_layer; }
-
-template <typename T> static auto turboprefill_n_layer_run(const T & hparams, int)  -> decltype((int) hparams.n_layer()) { return hparams.n_layer(); }
-template <typename T> static auto turboprefill_n_layer_run(const T & hparams, long) -> decltype((int) hparams.n_layer)   { return hparams.n_layer; }
-
-// per layer since September 2026
-template <typename T> static auto turboprefill_n_expert_used(const T & hparams, int il, int)     -> decltype((double) hparams.n_expert_used(il)) { return hparams.n_expert_used(il); }
-template <typename T> static auto turboprefill_n_expert_used(const T & hparams, int /*il*/, long) -> decltype((double) hparams.n_expert_used)    { return hparams.n_expert_used; }
-
 // layers with their weights, from the file: the tensors of the model do not exist yet
 static std::vector<turboprefill_unit> turboprefill_units(const llama_model & model, const llama_model_loader & ml) {
-    const int n_layer = turboprefill_n_layer(model.hparams, 0);
+    const int n_layer = turboprefill_n_layer(model);
 
     std::vector<turboprefill_unit> units(n_layer + 1);
     double bytes_embd = 0;
@@ -45,17 +35,10 @@ static std::vector<turboprefill_unit> turboprefill_units(const llama_model & mod
         const std::string & name   = it.first;
         const ggml_tensor * tensor = it.second.tensor;
 
-        // encoders and decoders have layers of the same numbers, which go together
-        const bool half = name.compare(0, 4, "enc.") == 0 || name.compare(0, 4, "dec.") == 0;
-
-        int il = -1;
-        if (sscanf(name.c_str() + (half ? 4 : 0), "blk.%d.", &il) == 1 && il >= 0 && il < n_layer) {
+        const int il = turboprefill_layer_of(model, name);
+        if (il >= 0) {
             units[il].bytes += ggml_nbytes(tensor);
-            // a mixture of experts multiplies with some of them
-            const bool experts = name.find("_exps.") != std::string::npos;
-            const double used  = experts && model.hparams.n_expert > 0 ? turboprefill_n_expert_used(model.hparams, il, 0)/model.hparams.n_expert : 1.0;
-            // prompts do not go through the layers for multi-token prediction
-            units[il].cost += il < turboprefill_n_layer_run(model.hparams, 0) ? used*ggml_nelements(tensor) : 0;
+            units[il].cost  += turboprefill_weights_used(model, il, name, tensor);
         } else if (name == "token_embd.weight") {
             bytes_embd = ggml_nbytes(tensor);
         } else if (name.compare(0, 6, "output") == 0) {

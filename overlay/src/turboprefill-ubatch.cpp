@@ -1,5 +1,6 @@
 #include "turboprefill-ubatch.h"
 #include "turboprefill-env.h"
+#include "turboprefill-layers.h"
 
 #include "llama-impl.h"
 #include "llama-model.h"
@@ -12,35 +13,20 @@
 static const double TOKENS_PER_READING = 28;     // reading all weights, in tokens that use all of them
 static const double WEIGHTS_PER_LAYER  = 1.6e10; // starting a layer's kernels, in weights that a token could use meanwhile
 
-// part of the experts that a token uses, 1 if the model has none
-static double turboprefill_experts_used(const llama_model & model) {
-    const auto number = [&](const std::string & key) {
-        char value[64] = "";
-        llama_model_meta_val_str(&model, key.c_str(), value, sizeof(value));
-        return atof(value);
-    };
-    char arch[64] = "";
-    llama_model_meta_val_str(&model, "general.architecture", arch, sizeof(arch));
-    const double n_used = number(std::string(arch) + ".expert_used_count");
-    const double n      = number(std::string(arch) + ".expert_count");
-    return n_used > 0 && n_used < n ? n_used/n : 1;
-}
-
 double turboprefill_guess_ubatch_overhead(const llama_model & model) {
-    const double experts_used = turboprefill_experts_used(model);
     double n_read = 0; // weights that a ubatch reads
     double n_used = 0; // and those that a token uses
     for (const auto & [name, tensor] : model.tensors_by_name) {
-        if (name.compare(0, 4, "blk.") == 0) {
-            const double n = ggml_nelements(tensor);
-            n_read += n;
-            n_used += n*(name.find("_exps.") != std::string::npos ? experts_used : 1);
+        const int il = turboprefill_layer_of(model, name);
+        if (il >= 0 && il < turboprefill_n_layer_run(model)) {
+            n_read += ggml_nelements(tensor);
+            n_used += turboprefill_weights_used(model, il, name, tensor);
         }
     }
     if (n_used <= 0) {
         return TOKENS_PER_READING;
     }
-    return (TOKENS_PER_READING*n_read + WEIGHTS_PER_LAYER*llama_model_n_layer(&model))/n_used;
+    return (TOKENS_PER_READING*n_read + WEIGHTS_PER_LAYER*turboprefill_n_layer_run(model))/n_used;
 }
 
 double turboprefill_default_ubatch_overhead(const llama_model & model) {

@@ -86,11 +86,11 @@ GGML_API bool turboprefill_repeats_devices(ggml_backend_sched_t sched);
 GGML_API void turboprefill_sched_set_regroup(ggml_backend_sched_t sched, bool regroup);
 
 // graph: the one that was reserved last, the largest there will be. nullptr if memory or threads can't be had.
-// parts: of an engine before it on the same backends, or nullptr; they are used up
+// parts: of an engine before it, or nullptr; they are used up
 GGML_API turboprefill_engine * turboprefill_engine_new (ggml_backend_sched_t sched, const ggml_cgraph * graph, turboprefill_params params, turboprefill_parts * parts);
 GGML_API void                  turboprefill_engine_free(turboprefill_engine * engine); // drains first
 
-// Drains and frees the engine, but keeps what is slow to get: pinned memory, and what was found out about links.
+// Drains and frees the engine, but keeps what is slow to get: pinned memory.
 GGML_API turboprefill_parts * turboprefill_engine_dismantle(turboprefill_engine * engine);
 GGML_API void                 turboprefill_parts_free      (turboprefill_parts * parts);
 

@@ -53,9 +53,20 @@ static void turboprefill_stop_workers(turboprefill_engine * engine) {
 
 // host memory if it is of the same kind
 static void turboprefill_take_over(turboprefill_engine * engine, turboprefill_parts & parts) {
-    for (size_t i = 0; parts.host_buft == engine->host_buft && i < std::min(parts.host.size(), engine->slots.size()); i++) {
+    if (parts.host_buft != engine->host_buft) {
+        return;
+    }
+    const auto size = [](const ggml_backend_buffer_ptr & buf) { return buf ? ggml_backend_buffer_get_size(buf.get()) : 0; };
+
+    for (size_t i = 0; i < std::min(parts.host.size(), engine->slots.size()); i++) {
         engine->slots[i]->host = std::move(parts.host[i]);
-        engine->mem_host += engine->slots[i]->host ? ggml_backend_buffer_get_size(engine->slots[i]->host.get()) : 0;
+        engine->mem_host += size(engine->slots[i]->host);
+    }
+    for (size_t i = 0; i < std::min(parts.staging.size(), engine->stages.size()); i++) {
+        engine->stages[i]->staging = std::move(parts.staging[i]);
+        for (const auto & buf : engine->stages[i]->staging) {
+            engine->mem_host += size(buf);
+        }
     }
 }
 
@@ -144,6 +155,9 @@ turboprefill_parts * turboprefill_engine_dismantle(turboprefill_engine * engine)
     parts->host_buft = engine->host_buft;
     for (auto & slot : engine->slots) {
         parts->host.push_back(std::move(slot->host));
+    }
+    for (auto & stage : engine->stages) {
+        parts->staging.push_back(std::move(stage->staging));
     }
     turboprefill_engine_free(engine);
     return parts.release();

@@ -17,7 +17,7 @@
 #include <unordered_map>
 #include <utility>
 
-// landing regions of a device, and host regions of a boundary, when the scheduler has no copies of its own.
+// landing regions of a device, when the scheduler has no copies of its own, and host regions of a boundary.
 // two would do: one is read while the other is written. the third absorbs jitter on the host side, where it is cheap
 #define TURBOPREFILL_N_LANDINGS 2
 #define TURBOPREFILL_N_STAGINGS 3
@@ -77,10 +77,11 @@ struct turboprefill_boundary {
     size_t n_bytes; // in the outbox
 };
 
-// what outlives an engine: the scheduler is replaced whenever a setting changes the graph, the backends stay
+// what outlives an engine, as it is slow to get: the scheduler is replaced whenever a setting changes the graph
 struct turboprefill_parts {
     ggml_backend_buffer_type_t host_buft;
     std::vector<ggml_backend_buffer_ptr> host; // of slots
+    std::vector<std::vector<ggml_backend_buffer_ptr>> staging; // of stages
 };
 
 // one per backend of the scheduler. a backend without a split only counts ubatches

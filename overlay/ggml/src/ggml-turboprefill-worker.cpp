@@ -17,7 +17,8 @@
 // - A slot, with everything that ubatch u reads from host memory, is free once all stages have computed u.
 // Stages wait for each other on the host, in their own threads, even where a device could wait for another device's
 // event: a queue that is stuck behind another device would hold up every call of the driver that synchronizes with it,
-// such as the first use of a kernel or a growing memory pool, and with it the thread that feeds the device.
+// such as the first use of a kernel or a growing memory pool, and with it the thread that feeds the device. Peer copies
+// break that rule, in the backend: ggml-turboprefill-transport.cpp.
 // An event that was never recorded does not block, so a wait for somebody else's event is always preceded by a wait
 // for the count of ubatches which that stage has issued: the event was recorded before it was counted.
 
