@@ -10,22 +10,22 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from validate import Row, family_rates, left_out, predicted, rows, used
+from validate import Row, left_out, predicted, rows, used
 
 
 def draw(measured: Sequence[Row], path: Path) -> None:
     """Predicted over measured speed, a point for each row that is neither fitted nor left out."""
     figure = Figure(figsize=(6.5, 6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    axes, rates = figure.subplots(), family_rates(measured)
-    rows_ = [row for row in measured if len(row.shares) > 1 and not left_out(row, rates) and not used(row)]
+    axes = figure.subplots()
+    rows_ = [row for row in measured if len(row.shares) > 1 and not left_out(row) and not used(row)]
     kinds = (("llama.cpp's own path", False, "s", "#fde725"), ("TurboPrefill", True, "o", "#31688e"))
     for name, turbo, marker, colour in kinds:
         mine = [row for row in rows_ if ("turbo" in row.arm) is turbo]
         xs = [row.n_prompt / row.seconds for row in mine]
-        ys = [row.n_prompt / predicted(row, rates[row.model]) for row in mine]
+        ys = [row.n_prompt / predicted(row) for row in mine]
         axes.scatter(xs, ys, s=28, c=colour, marker=marker, edgecolors="#222222", linewidths=0.4, alpha=0.8, label=name)
-    ends = np.array([1000.0, 40000.0])
+    ends = np.array([1000.0, 60000.0])
     axes.plot(ends, ends, color="#222222", linewidth=0.8)
     axes.fill_between(ends, ends * 0.93, ends * 1.07, color="#222222", alpha=0.12, linewidth=0, label="7 %")
     axes.set(xscale="log", yscale="log", xlabel="measured, tokens per second", ylabel="predicted, tokens per second")

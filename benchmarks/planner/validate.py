@@ -10,8 +10,8 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -32,8 +32,14 @@ RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "planner.md"
 BEGIN, END = "<!-- validation: begin -->\n", "<!-- validation: end -->"
 PRESETS = {"dense": "llama70", "moe": "gptoss120", "swa": "gemma3-12b", "hybrid": "granite-h-micro"}
-BLOCKING = 3.9e9  # bytes per second of a copy between GPUs that waits for them; fitted, see --fit
-FITTED_TO = "2026-11-20-4xH200-no-peer"  # single GPUs of later files were measured after the fit, and test it
+NAMES = {"dense": "dense", "moe": "mixture of experts", "swa": "sliding window", "hybrid": "hybrid"}
+EVERYTHING, OTHER_FILES = "all predicted rows of several GPUs", "files that no device's numbers were fitted to"
+PATHS = ("llama.cpp's own path", "TurboPrefill")
+BLOCKING = 5.64e9  # bytes per second of a copy between GPUs that waits for them; fitted, see --fit
+MODELS_FILE = "2026-11-21-4xH200-models"
+# whose single GPUs the devices' numbers are fitted to; those of other files test them
+FITTED_TO = {"dense": "2026-11-20-4xH200-no-peer", "swa": MODELS_FILE, "hybrid": MODELS_FILE, "moe": MODELS_FILE}
+FITTED = ("per_layer", "per_byte", "per_flop", "per_key_flop", "scan", "expert", "expert_byte")
 HOST_FITTED_TO = "2026-11-21-8xH200"
 # runs of versions whose devices waited until a boundary had left
 WITHOUT_OUTBOX = ("2026-11-20-4xH200-no-peer", "2026-11-20-4xH200")
@@ -108,28 +114,29 @@ def facts_of(model: str, n_layer: int) -> ModelFacts:
     return preset_facts(PRESETS[model], n_layer)
 
 
-def left_out(row: Row, calibrated: Container[str]) -> str:
+def left_out(row: Row) -> str:
     """Why a row is not predicted; "" if it is."""
     if row.arm in ("tensor", "proof-of-concept"):
         return "other ways to use several GPUs"
     if row.model == "hybrid" and row.arm in ("upstream", "tuned"):
         return "the standard path visits each device twice"
-    if row.model not in calibrated:
-        return "no single GPU was measured with this model"
+    if row.model == "moe" and row.source != MODELS_FILE:
+        return "older synthetic mixtures of experts, whose later layers used ever fewer experts"
     if row.source.endswith("no-peer") and row.arm in ("turbo", "turbo-balanced"):
         return "an older version, whose stages waited for each other on the devices"
     return ""
 
 
-def predicted(row: Row, rates: Rates, blocking: float = BLOCKING) -> float:
+def predicted(row: Row, blocking: float = BLOCKING) -> float:
     """Seconds."""
     facts = facts_of(row.model, row.n_layer)
     stages, first = [], 0
     for count in layers_of(row.shares, row.n_layer):
-        stages.append(total(layer_cost(layer, rates) for layer in facts.layers[first : first + count]))
+        stages.append(total(layer_cost(layer, REFERENCE) for layer in facts.layers[first : first + count]))
         first += count
     turbo = "turbo" in row.arm
-    link = THROUGH_HOST if row.arm.endswith("staged") or row.arm == "nopeer-turbo" else NVLINK
+    staged = turbo and row.source == MODELS_FILE  # a version that stages boundaries unless told otherwise
+    link = THROUGH_HOST if staged or row.arm.endswith("staged") or row.arm == "nopeer-turbo" else NVLINK
     rules = {
         "upstream": Standard(),
         "single": Standard(reuse=False, copies=64),
@@ -148,33 +155,21 @@ def predicted(row: Row, rates: Rates, blocking: float = BLOCKING) -> float:
     return simulate(machine, row.n_prompt, row.n_ubatch, rules).seconds
 
 
-def fit_dense(measured: Sequence[Row]) -> tuple[Rates, int]:
-    """Three numbers from the times of ubatches on a single GPU; and how many times there were."""
-    samples = [
-        Sample(facts_of(row.model, row.n_layer).layers, row.n_ubatch, i * row.n_ubatch, seconds)
-        for row in measured
-        if row.model == "dense" and row.arm == "single" and row.source == FITTED_TO
-        for i, seconds in enumerate(row.steps)
-    ]
-    return fit_rates(samples, REFERENCE), len(samples)
+def fit_devices(measured: Sequence[Row]) -> tuple[Rates, int]:
+    """Seven numbers from the times of ubatches on a single GPU; and how many times there were.
 
-
-MOE_ROWS = (("planner-8xH200", "single", 512), ("2026-11-20-4xH200", "tuned", 128))
-
-
-def fit_experts(measured: Sequence[Row], rates: Rates) -> Rates:
-    """Two numbers from two rows, by steps of Newton's method: one single GPU, and one row of four GPUs."""
-    chosen = [r for r in measured if r.model == "moe" and (r.source, r.arm, r.n_ubatch) in MOE_ROWS]
-    x = np.array([rates.expert, rates.expert_byte])
-
-    def misses(x: np.ndarray) -> np.ndarray:
-        tried = replace(rates, expert=float(x[0]), expert_byte=float(x[1]))
-        return np.array([predicted(row, tried) / row.seconds - 1 for row in chosen])
-
-    for _ in range(8):
-        slope = np.column_stack([(misses(x + step) - misses(x)) / 0.01 for step in np.eye(2) * 0.01])
-        x = x - np.linalg.solve(slope, misses(x))
-    return replace(rates, expert=float(x[0]), expert_byte=float(x[1]))
+    Each model counts as much as any other, however many times it has.
+    """
+    chosen = [row for row in measured if single_of_fit(row)]
+    samples = []
+    for row in chosen:
+        layers = facts_of(row.model, row.n_layer).layers
+        n_times = sum(len(other.steps) for other in chosen if other.model == row.model)
+        samples += [
+            Sample(layers, row.n_ubatch, i * row.n_ubatch, seconds, seconds * n_times**0.5)
+            for i, seconds in enumerate(row.steps)
+        ]
+    return fit_rates(samples, names=FITTED), len(samples)
 
 
 def fit_host(measured: Sequence[Row]) -> tuple[Host, int]:
@@ -200,7 +195,7 @@ def fit_blocking(measured: Sequence[Row]) -> float:
     low, high = 1e8, 1e12
     for _ in range(60):
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if predicted(row, REFERENCE, middle) > row.seconds else (low, middle)
+        low, high = (middle, high) if predicted(row, middle) > row.seconds else (low, middle)
     return low
 
 
@@ -209,62 +204,44 @@ def blocking_row(row: Row) -> bool:
     return row.arm == "nopeer-upstream" and row.n_ubatch == 512 and row.source == "2026-11-20-4xH200-no-peer"
 
 
-def family_rates(measured: Sequence[Row]) -> dict[str, Rates]:
-    """The rates for each model that one GPU was measured with: the planner's own, or three numbers of its own."""
-    rates = {"dense": REFERENCE, "moe": REFERENCE}
-    for model in PRESETS:
-        samples = [
-            Sample(facts_of(row.model, row.n_layer).layers, row.n_ubatch, i * row.n_ubatch, seconds)
-            for row in measured
-            if row.model == model != "dense" and row.arm == "single"
-            for i, seconds in enumerate(row.steps)
-        ]
-        if samples:
-            rates[model] = fit_rates(samples, REFERENCE)
-    return rates
+def single_of_fit(row: Row) -> bool:
+    """Whether the devices' numbers are fitted to this row."""
+    return row.arm == "single" and bool(row.steps) and row.source == FITTED_TO[row.model]
 
 
 def used(row: Row) -> str:
     """Whether a row's own numbers went into the fit."""
-    experts = row.model == "moe" and (row.source, row.arm, row.n_ubatch) in MOE_ROWS
-    single = bool(row.steps) and (row.model != "dense" or row.source == FITTED_TO)
-    return "fitted" if single or experts or blocking_row(row) else ""
+    return "fitted" if single_of_fit(row) or blocking_row(row) else ""
 
 
 def tables(measured: Sequence[Row]) -> str:
     """Markdown: errors of each row, their medians, and what is left out."""
-    rates = family_rates(measured)
     lines = [
         "| measured | case | arm | GPUs | measured, tok/s | predicted, tok/s | error | |",
         "|---|---|---|---:|---:|---:|---:|---|",
     ]
-    errors: dict[str, list[float]] = {"turbo": [], "standard": []}
-    later: list[float] = []
+    errors: dict[str, list[float]] = {name: [] for name in (EVERYTHING, *PATHS, *NAMES.values(), OTHER_FILES)}
     missing: dict[str, list[str]] = {}
     for row in measured:
-        if reason := left_out(row, rates):
+        if reason := left_out(row):
             missing.setdefault(reason, []).append(f"{row.case} {row.arm}")
             continue
-        seconds = predicted(row, rates[row.model])
+        seconds = predicted(row)
         error = 100 * (row.seconds / seconds - 1)
         note = used(row)
         if not note and len(row.shares) > 1:
-            errors["turbo" if "turbo" in row.arm else "standard"].append(abs(error))
-            if row.source[:10] > FITTED_TO[:10] and row.source.startswith("20"):
-                later.append(abs(error))
+            groups = [EVERYTHING, PATHS["turbo" in row.arm], NAMES[row.model]]
+            if row.source not in FITTED_TO.values():
+                groups.append(OTHER_FILES)
+            for group in groups:
+                errors[group].append(abs(error))
         speeds = f"{row.n_prompt / row.seconds:,.0f} | {row.n_prompt / seconds:,.0f}"
         lines.append(
             f"| {row.source} | {row.case} | {row.arm} | {len(row.shares)} | {speeds} | {error:+.1f} % | {note} |"
         )
-    both = errors["turbo"] + errors["standard"]
     summary = [
         f"- {name}: median error {statistics.median(e):.1f} %, largest {max(e):.1f} %, {len(e)} rows"
-        for name, e in (
-            ("all predicted rows of several GPUs", both),
-            ("TurboPrefill", errors["turbo"]),
-            ("llama.cpp's own path", errors["standard"]),
-            ("files of later days than the fit", later),
-        )
+        for name, e in errors.items()
     ]
     summary += [f"- left out, {len(names)} rows: {reason}" for reason, names in missing.items()]
     return "\n".join(summary) + "\n\n" + "\n".join(lines) + "\n"
@@ -272,15 +249,10 @@ def tables(measured: Sequence[Row]) -> str:
 
 def show_fit(measured: Sequence[Row]) -> str:
     """The fitted numbers beside those that the planner uses."""
-    rates, n = fit_dense(measured)
-    experts = fit_experts(measured, rates)
+    rates, n = fit_devices(measured)
     host, n_host = fit_host(measured)
     pairs = [
-        ("per_byte", rates.per_byte, REFERENCE.per_byte, f"{n} ubatches on one GPU"),
-        ("per_flop", rates.per_flop, REFERENCE.per_flop, "the same"),
-        ("per_key_flop", rates.per_key_flop, REFERENCE.per_key_flop, "the same"),
-        ("expert", experts.expert, REFERENCE.expert, "two rows of the mixture of experts"),
-        ("expert_byte", experts.expert_byte, REFERENCE.expert_byte, "the same"),
+        *((name, getattr(rates, name), getattr(REFERENCE, name), f"{n} ubatches on one GPU") for name in FITTED),
         ("host per_ubatch", host.per_ubatch, HOST.per_ubatch, f"capture times of {n_host} runs"),
         ("host per_cell", host.per_cell, HOST.per_cell, "the same"),
         ("blocking copies", fit_blocking(measured), BLOCKING, "one row"),

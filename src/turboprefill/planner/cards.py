@@ -2,7 +2,8 @@
 
 The H200's rates are a fit of t(c, p) to single-GPU runs of our own (docs/planner.md says which). The others are
 estimates: work by the published dense BF16/FP16 tensor throughput (with float32 accumulation), reading by the
-published memory bandwidth. Both say what a card could do, not what llama.cpp's kernels make of it.
+published memory bandwidth. Both say what a card could do, not what llama.cpp's kernels make of it. What each layer
+costs beside that is the H200's for all cards: starting kernels is work of the host and its driver.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from turboprefill.planner.cost import Rates
 from turboprefill.planner.errors import PlanError
 
-__all__ = ["CARDS", "REFERENCE", "Card", "find_card"]
+__all__ = ["CARDS", "REFERENCE", "UNKNOWN", "Card", "find_card"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,25 @@ class Card:
 
 
 # benchmarks/planner/validate.py --fit prints these; docs/planner.md says from which rows.
-REFERENCE = Rates(per_byte=1.031e-12, per_flop=5.347e-15, per_key_flop=4.365e-15, expert=2.177, expert_byte=2.258)
+REFERENCE = Rates(
+    per_byte=3.230e-13,
+    per_flop=5.704e-15,
+    per_key_flop=3.865e-15,
+    per_layer=2.597e-4,
+    scan=136.3,
+    expert=1.479,
+    expert_byte=7.323,
+)
+
+# For devices of which no more than relative speeds are known. Seconds for a layer would mean nothing on a device that
+# may be much slower: here they are put onto the bytes of a large dense model's layer, 469 MB.
+_PER_BYTE = REFERENCE.per_byte + REFERENCE.per_layer / 469e6
+UNKNOWN = replace(
+    REFERENCE,
+    per_byte=_PER_BYTE,
+    per_layer=0.0,
+    expert_byte=REFERENCE.expert_byte * REFERENCE.per_byte / _PER_BYTE,
+)
 
 _H200 = Card("H200", 989, 4800, 141_000_000_000, measured=True)
 CARDS = {

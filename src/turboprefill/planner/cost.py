@@ -19,12 +19,14 @@ __all__ = ["Cost", "Rates", "flow_seconds", "layer_cost", "pipeline_seconds", "p
 
 @dataclass(frozen=True)
 class Rates:
-    """Speed of a device, as seconds per unit of work: three numbers, and two ratios for experts.
+    """Speed of a device, as seconds per unit of work: four numbers, and three ratios.
 
     Attributes:
         per_byte: for each byte of weights, once in every ubatch.
         per_flop: for each operation in matrices.
         per_key_flop: for each operation between queries and keys or values.
+        per_layer: for each layer, once in every ubatch: starting its kernels, whatever their size.
+        scan: what a value of a recurrent state takes for a token, in operations in dense matrices.
         expert: what an operation in experts takes, in operations in dense matrices.
         expert_byte: what a byte of an expert's weights takes, in bytes of dense matrices. Few tokens meet each expert,
             so their kernels work in small pieces, which costs about the same for any number of tokens.
@@ -33,6 +35,8 @@ class Rates:
     per_byte: float
     per_flop: float
     per_key_flop: float
+    per_layer: float = 0.0
+    scan: float = 0.0
     expert: float = 1.0
     expert_byte: float = 1.0
 
@@ -43,6 +47,7 @@ class Rates:
             per_byte=self.per_byte * factor,
             per_flop=self.per_flop * factor,
             per_key_flop=self.per_key_flop * factor,
+            per_layer=self.per_layer * factor,
         )
 
     def reading(self, layer: Layer) -> float:
@@ -50,8 +55,8 @@ class Rates:
         return layer.read_bytes + self.expert_byte * layer.expert_bytes
 
     def work(self, layer: Layer) -> float:
-        """Operations of a layer's matrices for a token, those of experts as often as they count."""
-        return layer.flops + self.expert * layer.expert_flops
+        """Operations of a layer for a token, those of experts and of recurrent states as often as they count."""
+        return layer.flops + self.expert * layer.expert_flops + self.scan * layer.state_values
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,11 @@ class Cost:
 
 def layer_cost(layer: Layer, rates: Rates) -> Cost:
     """What a layer costs on a device with these rates."""
+    if not layer.flops:
+        return Cost()  # prompts do not go through it
     keys = layer.key_flops * rates.per_key_flop
     return Cost(
-        a=rates.reading(layer) * rates.per_byte,
+        a=rates.per_layer + rates.reading(layer) * rates.per_byte,
         b=rates.work(layer) * rates.per_flop,
         d=0.0 if layer.window else keys,
         windows=((layer.window, keys),) if layer.window else (),

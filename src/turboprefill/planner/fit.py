@@ -9,13 +9,16 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from turboprefill.planner.cost import Rates
+from turboprefill.planner.cost import Rates, layer_cost
 from turboprefill.planner.errors import PlanError
 from turboprefill.planner.facts import Layer
 
 __all__ = ["Sample", "fit_rates", "non_negative"]
 
 _EVEN = Rates(0, 0, 0)
+_OF_ONE_MODEL = ("per_byte", "per_flop", "per_key_flop")
+_SECONDS = (*_OF_ONE_MODEL, "per_layer")
+_RATIOS = {"scan": "per_flop", "expert": "per_flop", "expert_byte": "per_byte"}
 
 
 @dataclass(frozen=True)
@@ -49,32 +52,42 @@ def non_negative(rows: NDArray[np.float64], values: NDArray[np.float64]) -> NDAr
     return best
 
 
-def fit_rates(samples: Iterable[Sample], like: Rates = _EVEN) -> Rates:
-    """Rates of a device, so that relative errors are small: three parameters.
+def fit_rates(samples: Iterable[Sample], like: Rates = _EVEN, names: Sequence[str] = _OF_ONE_MODEL) -> Rates:
+    """Rates of a device, so that relative errors are small.
 
     Args:
         samples: times on one device.
-        like: whose ratios for experts to take: one model's times cannot tell them from the other numbers.
+        like: whose ratios to take, unless they are in `names`: one model's times cannot tell them from the rest.
+        names: what to fit; by default three numbers. `per_layer` is 0 unless it is one of them: a model's layers have
+            about the same bytes, so that its times alone cannot tell what a layer costs from what its bytes do.
 
     Raises:
         PlanError: there are no samples, or times of 0.
     """
     rows, values = [], []
+    nothing = replace(like, **dict.fromkeys(_SECONDS, 0.0), **{name: 0.0 for name in names if name in _RATIOS})
     for sample in samples:
         scale = sample.scale or sample.seconds
         if scale <= 0 or sample.seconds < 0:
             raise PlanError(f"a measured time is {sample.seconds} s: expected more than 0")
-        keys = sum(x.key_flops * (min(sample.p, x.window) if x.window else sample.p) for x in sample.layers)
-        row = (
-            sum(like.reading(layer) for layer in sample.layers),
-            sample.c * sum(like.work(layer) for layer in sample.layers),
-            sample.c * keys,
-        )
-        rows.append([x / scale for x in row])
+        rows.append([_share(sample, nothing, name) / scale for name in names])
         values.append(sample.seconds / scale)
     if not any(values):
         raise PlanError("there are no measured times above 0 to fit: expected at least one")
     matrix = np.asarray(rows)
     units = np.where(matrix.max(axis=0) > 0, matrix.max(axis=0), 1.0)
-    per_byte, per_flop, per_key_flop = non_negative(matrix / units, np.asarray(values)) / units
-    return replace(like, per_byte=float(per_byte), per_flop=float(per_flop), per_key_flop=float(per_key_flop))
+    found = dict(zip(names, map(float, non_negative(matrix / units, np.asarray(values)) / units), strict=True))
+    for name in found.keys() & _RATIOS.keys():
+        found[name] /= found[_RATIOS[name]] or 1.0
+    return replace(nothing, **found)
+
+
+def _share(sample: Sample, nothing: Rates, name: str) -> float:
+    """What a sample would take if this number were 1 and the others 0; for a ratio, if it and what it is of were 1."""
+    of = _RATIOS.get(name)
+    with_it = replace(nothing, **{name: 1.0}, **({of: 1.0} if of else {}))
+    without = replace(nothing, **{of: 1.0}) if of else nothing
+    return sum(
+        layer_cost(layer, with_it).seconds(sample.c, sample.p) - layer_cost(layer, without).seconds(sample.c, sample.p)
+        for layer in sample.layers
+    )

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from turboprefill.planner.cards import CARDS, REFERENCE, card_of, find_card
+from turboprefill.planner.cards import CARDS, UNKNOWN, card_of, find_card
 from turboprefill.planner.cost import Rates
 from turboprefill.planner.errors import PlanError
 
@@ -39,7 +39,7 @@ class Place:
 
     name: str
     memory: int | None
-    rates: Rates = REFERENCE
+    rates: Rates = UNKNOWN
     source: str = RELATIVE
 
     @property
@@ -54,7 +54,7 @@ class Place:
             row["memory_gb"] = self.memory / 1e9
         if self.timed:
             return {**row, "rates": asdict(self.rates), "source": self.source}
-        return {**row, "speed": REFERENCE.per_flop / self.rates.per_flop if self.rates.per_flop else 1.0}
+        return {**row, "speed": UNKNOWN.per_flop / self.rates.per_flop if self.rates.per_flop else 1.0}
 
 
 def from_devices(devices: Sequence[Device]) -> list[Place]:
@@ -64,13 +64,13 @@ def from_devices(devices: Sequence[Device]) -> list[Place]:
         free = int(device.memory_free * (1 - _HEADROOM)) if device.memory_free or device.memory_total else None
         card = find_card(device.description)
         source = RELATIVE if card is None else _source(card.name, measured=card.measured)
-        places.append(Place(device.name, free, card.rates if card else REFERENCE, source))
+        places.append(Place(device.name, free, card.rates if card else UNKNOWN, source))
     return _alike(places)
 
 
 def _alike(places: list[Place]) -> list[Place]:
     """If one device's speed is unknown, seconds and ratios would be mixed: then all of them count as equally fast."""
-    return [replace(place, rates=REFERENCE, source=RELATIVE) for place in places] if _mixed(places) else places
+    return [replace(place, rates=UNKNOWN, source=RELATIVE) for place in places] if _mixed(places) else places
 
 
 def _mixed(places: list[Place]) -> bool:
@@ -109,7 +109,7 @@ def from_text(text: str) -> list[Place]:
         card = find_card(what)
         if memory:
             size = int(float(memory[1]) * _UNITS[memory[2].lower()])
-            place = Place("", size, REFERENCE.slower(1 / speed))
+            place = Place("", size, UNKNOWN.slower(1 / speed))
         elif card:
             source = _source(card.name, measured=card.measured, speed=speed)
             place = Place("", card.memory, card.rates.slower(1 / speed), source)
@@ -175,7 +175,7 @@ def _row(row: Mapping[str, Any], name: str) -> Place:
         elif "tflops" in row:
             card = card_of(float(row["tflops"]), float(row["bandwidth_gbs"]), memory or 0, name)
         else:
-            return Place(name, memory, REFERENCE.slower(1 / speed))
+            return Place(name, memory, UNKNOWN.slower(1 / speed))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, PlanError):
             raise
