@@ -174,8 +174,9 @@ def _plan(options: _Options, note: Note) -> Plan:
         preset, n_prompt, n_ubatch = virtual_devices.PRESET, virtual_devices.TOKENS, virtual_devices.UBATCH
     model = options.model or settings.synthetic_model(preset, note)
     n_prompt, n_ubatch = options.n_prompt or n_prompt, options.ubatch or n_ubatch
-    # where we give no split, it is llama.cpp's own that we compare with, whatever TURBOPREFILL says
+    # both paths get the same split and the same ubatches, whatever the environment says
     os.environ["TURBOPREFILL_SPLIT"] = "off"
+    os.environ["TURBOPREFILL_UBATCH"] = "off"
     split = settings.split_ratios(options.tensor_split)
     shipped: int | None = None
     if split is None:
