@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from sanitize import adapters
 from turboprefill.build import BuildOptions, build
 from turboprefill.cli.console import err, out, progress
 from turboprefill.demo import synth
@@ -27,6 +28,7 @@ from turboprefill.tool_errors import ToolError
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 PRESETS = ("tiny", "moe-tiny", "gptoss-tiny", "gemma3-tiny", "mamba-tiny", "jamba-tiny", "granite-hybrid-tiny")
+ADAPTED = ("tiny", "gemma3-tiny")  # those that the scenario in-flight uses
 _REPORT = re.compile(r"WARNING: ThreadSanitizer|ERROR: \w+Sanitizer|: runtime error: ")
 
 
@@ -124,6 +126,8 @@ def _models(folder: Path) -> Path:
         path = folder / f"{preset}.gguf"
         if not path.exists():
             synth.write_model(path, preset)
+    for preset in ADAPTED:
+        adapters.write_lora(folder / f"{preset}-lora.gguf", folder / f"{preset}.gguf")
     return folder
 
 

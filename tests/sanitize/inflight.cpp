@@ -3,6 +3,7 @@
 #include "support.h"
 
 #include <functional>
+#include <iterator>
 
 // devices so slow that a decode returns long before they are done
 static const char * const SLOW = ",split_us=1500";
@@ -12,6 +13,7 @@ static const int N_PROMPT = 64;
 struct driver_call {
     const char * name;
     std::function<void(llama_context *)> call;
+    std::function<void(llama_context *)> before = nullptr; // the first decode
 };
 
 static void call_trace(llama_context * ctx) {
@@ -57,6 +59,25 @@ static const driver_call CALLS[] = {
     { "trace",               call_trace },
 };
 
+// adapters of the model: one that comes while ubatches are in flight, and one that they use and that is freed
+static std::vector<driver_call> adapter_calls(llama_model * model, const std::string & path) {
+    const auto load = [=] {
+        llama_adapter_lora * adapter = llama_adapter_lora_init(model, path.c_str());
+        require(adapter, path + " does not load");
+        return adapter;
+    };
+    const auto set = [](llama_context * ctx, std::vector<llama_adapter_lora *> adapters) {
+        std::vector<float> scales(adapters.size(), 1.0f);
+        require(llama_set_adapters_lora(ctx, adapters.data(), adapters.size(), scales.data()) == 0, "adapters");
+    };
+    const auto used = std::make_shared<llama_adapter_lora *>();
+    return {
+        { "set an adapter",  [=](llama_context * ctx) { set(ctx, { load() }); } },
+        { "free an adapter", [=](llama_context * ctx) { set(ctx, {}); llama_adapter_lora_free(*used); },
+                             [=](llama_context * ctx) { *used = load(); set(ctx, { *used }); } },
+    };
+}
+
 // decode, the call while the devices work, the next decode
 static driver_result with_call(llama_model * model, const driver_call & call, bool turbo, const std::string & what) {
     driver_options options;
@@ -66,6 +87,9 @@ static driver_result with_call(llama_model * model, const driver_call & call, bo
     options.unified = true;
     auto ctx = driver_make_context(model, options);
 
+    if (call.before) {
+        call.before(ctx.get());
+    }
     const auto tokens = driver_prompt(2*N_PROMPT);
     require(driver_decode(ctx.get(), driver_prompt(N_PROMPT), 0, N_PROMPT, OUTPUTS_LAST) == 0, what);
     if (!turbo) {
@@ -91,7 +115,11 @@ void scenario_in_flight(const driver_env & env) {
     for (const char * preset : { "tiny", "gemma3-tiny" }) {
         env.configure();
         auto model = env.load(preset);
-        for (const auto & call : CALLS) {
+        std::vector<driver_call> calls(std::begin(CALLS), std::end(CALLS));
+        for (const auto & call : adapter_calls(model.get(), env.models + "/" + preset + "-lora.gguf")) {
+            calls.push_back(call);
+        }
+        for (const auto & call : calls) {
             const std::string what = std::string(preset) + ", " + call.name;
             env.configure_standard();
             const auto expected = with_call(model.get(), call, false, what);
