@@ -173,7 +173,7 @@ void turboprefill_trace_end  (turboprefill_trace * trace, ggml_backend_t backend
 int  turboprefill_trace_next_ubatch(turboprefill_trace * trace);
 int  turboprefill_trace_cur_ubatch (turboprefill_trace * trace);
 
-// ggml-turboprefill-sched.inc: the scheduler's hooks, in the order in which they stand in ggml-backend.cpp
+// ggml-turboprefill-sched.inc and -order.inc: the scheduler's hooks, in the order in which they stand in ggml-backend.cpp
 bool turboprefill_queue_output (ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size);
 void turboprefill_regroup      (ggml_backend_sched_t sched, ggml_cgraph * graph);
 void turboprefill_sched_drain  (ggml_backend_sched_t sched); // the devices are about to be read or used by somebody else
