@@ -48,7 +48,11 @@ NVLINK, THROUGH_HOST = link_from("nvlink"), link_from("pcie5x16")
 
 @dataclass(frozen=True)
 class Row:
-    """A measurement. `steps` are seconds of each ubatch, of a single GPU; `captures` host seconds for one of them."""
+    """A measurement.
+
+    `steps` are seconds of each ubatch, of a single GPU; `capture` is host seconds for one; `staged` says whether
+    TurboPrefill's boundaries went through host memory.
+    """
 
     source: str
     model: str
@@ -61,6 +65,7 @@ class Row:
     case: str
     steps: tuple[float, ...] = ()
     capture: float = 0.0
+    staged: bool = False
 
 
 def rows() -> Iterator[Row]:
@@ -87,6 +92,7 @@ def rows() -> Iterator[Row]:
                 record["case"],
                 tuple(ns / 1e9 for ns in record["steps_ns"]),
                 turbo.get("t_capture_us", 0) / 1e6 / max(1, turbo.get("n_ubatches_pipelined", 0)),
+                bool(turbo) and turbo["transports"][-1] == "staged",
             )
     table = json.loads((RESULTS / "planner-8xH200.json").read_text())
     for row in table["rows"]:
@@ -135,8 +141,7 @@ def predicted(row: Row, blocking: float = BLOCKING) -> float:
         stages.append(total(layer_cost(layer, REFERENCE) for layer in facts.layers[first : first + count]))
         first += count
     turbo = "turbo" in row.arm
-    staged = turbo and row.source == MODELS_FILE  # a version that stages boundaries unless told otherwise
-    link = THROUGH_HOST if staged or row.arm.endswith("staged") or row.arm == "nopeer-turbo" else NVLINK
+    link = THROUGH_HOST if row.staged else NVLINK
     rules = {
         "upstream": Standard(),
         "single": Standard(reuse=False, copies=64),
