@@ -18,8 +18,14 @@ struct stage {
     uint64_t    n_bytes_in;
 };
 
+struct wait {
+    std::string cause;
+    int64_t     n, t_us;
+};
+
 struct stats {
     llama_turboprefill_stats counters;
+    std::vector<wait>        waits;
     std::vector<stage>       stages;
     std::string              reason;
 };
@@ -44,6 +50,12 @@ stats get_stats(context & self) {
         llama_turboprefill_stage s = {};
         if (llama_turboprefill_get_stage(*u, i, &s)) {
             out.stages.push_back({ text(s.device), text(s.transport), s.n_ubatches, s.n_bytes_in });
+        }
+    }
+    for (int32_t i = 0; i < llama_turboprefill_n_waits(); ++i) {
+        llama_turboprefill_wait w = {};
+        if (llama_turboprefill_get_wait(*u, i, &w)) {
+            out.waits.push_back({ text(w.cause), w.n, w.t_us });
         }
     }
     return out;
@@ -74,6 +86,11 @@ void bind_stats(py::module_ & m, py::class_<context> & cls) {
         .def_readonly("n_ubatches", &stage::n_ubatches)
         .def_readonly("n_bytes_in", &stage::n_bytes_in);
 
+    py::class_<wait>(m, "Wait")
+        .def_readonly("cause", &wait::cause)
+        .def_readonly("n",     &wait::n)
+        .def_readonly("t_us",  &wait::t_us);
+
     using c = llama_turboprefill_stats;
     py::class_<stats>(m, "Stats")
         .def_property_readonly("n_ubatches_pipelined", counter(&c::n_ubatches_pipelined))
@@ -87,6 +104,7 @@ void bind_stats(py::module_ & m, py::class_<context> & cls) {
         .def_property_readonly("mem_device",           counter(&c::mem_device))
         .def_property_readonly("n_slots",              counter(&c::n_slots))
         .def_readonly("stages", &stats::stages)
+        .def_readonly("waits",  &stats::waits)
         .def_readonly("reason", &stats::reason);
 
     py::class_<span>(m, "Span")

@@ -384,13 +384,56 @@ def test_the_diff_before_installing_is_the_diff_after(tree: Path, overlay: Overl
     assert any(line.startswith("+    a();") for line in before)
 
 
+OPTIONAL = [
+    {
+        "file": HOOKED[1],
+        "anchor": "return 0;",
+        "where": "before",
+        "lines": ["    c();"],
+        "why": "w",
+        "optional": "extra",
+    },
+    {
+        "file": "tools/server.cpp",
+        "anchor": "main",
+        "where": "after",
+        "lines": ["d();"],
+        "why": "w",
+        "optional": "extra",
+    },
+    {"file": HOOKED[2], "anchor": "run();", "where": "after", "lines": ["    e();"], "why": "w", "optional": "other"},
+]
+
+
+def test_optional_hooks_of_one_name_go_in_together_or_not_at_all(tree: Path, tmp_path: Path) -> None:
+    overlay = make_overlay(tmp_path / "overlay", hooks=[*HOOKS, *OPTIONAL])
+    outcome = install(tree, overlay)
+    assert "    c();" not in (tree / HOOKED[1]).read_text()
+    assert "    run();\n    e(); // turboprefill\n" in (tree / HOOKED[2]).read_text()
+    assert any("left out" in note and "extra" in note for note in outcome.notes)
+    found = patcher.status(tree, overlay=overlay, pins=PINS)
+    assert (found.state, found.up_to_date, found.left_out) == ("installed", True, ("extra",))
+
+
+def test_an_optional_hook_goes_in_where_its_file_is(tree: Path, tmp_path: Path) -> None:
+    overlay = make_overlay(tmp_path / "overlay", hooks=[*HOOKS, *OPTIONAL])
+    (tree / "tools").mkdir()
+    (tree / "tools/server.cpp").write_text("int main() {\n}\n")
+    before = snapshot(tree)
+    assert not any("left out" in note for note in install(tree, overlay).notes)
+    assert (tree / "tools/server.cpp").read_text() == "int main() {\nd(); // turboprefill\n}\n"
+    assert "    c(); // turboprefill\n    return 0;" in (tree / HOOKED[1]).read_text()
+    uninstall(tree, overlay)
+    assert snapshot(tree) == before
+
+
 def test_status_as_json_has_exactly_these_keys(tree: Path, overlay: Overlay) -> None:
     install(tree, overlay)
     (tree / HOOKED[2]).unlink()
     result = patcher.status(tree, overlay=overlay, pins=PINS).as_json(overlay)
     assert set(result) == {
-        "schema", "tree", "state", "version", "overlay_version", "up_to_date", "base", "git_head", "files",
-        "anchors_failed",
+        "schema", "tree", "state", "version", "overlay_version", "up_to_date", "base", "git_head", "left_out",
+        "files", "anchors_failed",
     }  # fmt: skip
     assert set(result["base"]) == {"name", "commit", "exact"}
     assert all(set(file) == {"path", "role", "state", "local_edits"} for file in result["files"])

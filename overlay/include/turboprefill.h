@@ -39,6 +39,21 @@ LLAMA_API const char * llama_turboprefill_reason(const struct llama_context * ct
 // The outputs of a prompt that failed are NaN.
 LLAMA_API int32_t llama_turboprefill_synchronize(struct llama_context * ctx);
 
+// Waits for the results of the last llama_decode() only: what it has in flight behind the last ubatch with results goes on.
+// llama_get_logits() and the other functions that return results do that by themselves. false: nothing is in flight, use
+// llama_synchronize().
+LLAMA_API bool llama_turboprefill_synchronize_results(struct llama_context * ctx);
+
+// What was done since the last report or reset of the stats, in one line for a log. Valid until the next call.
+LLAMA_API const char * llama_turboprefill_report(struct llama_context * ctx);
+
+// State behind the ubatches in flight, for turboprefill-checkpoint.h: size, the copy, and waiting for it. size 0 and nullptr:
+// it can't be had this way, or nothing is in flight. finish takes nullptr as well.
+struct llama_turboprefill_read;
+LLAMA_API size_t llama_turboprefill_read_size(struct llama_context * ctx, llama_seq_id seq_id, llama_state_seq_flags flags);
+LLAMA_API struct llama_turboprefill_read * llama_turboprefill_read_state(struct llama_context * ctx, uint8_t * data, size_t size, llama_seq_id seq_id, llama_state_seq_flags flags);
+LLAMA_API void llama_turboprefill_read_finish(struct llama_turboprefill_read * read);
+
 struct llama_turboprefill_stats {
     int64_t n_ubatches_pipelined; // since the context was created or its stats were reset,
     int64_t n_ubatches_standard;  // counted while TurboPrefill is enabled
@@ -58,6 +73,18 @@ struct llama_turboprefill_stats {
 
 LLAMA_API struct llama_turboprefill_stats llama_turboprefill_get_stats  (const struct llama_context * ctx);
 LLAMA_API void                            llama_turboprefill_reset_stats(      struct llama_context * ctx);
+
+// How often the caller's thread waited for ubatches in flight, and why: result, synchronize, memory operation, state,
+// standard-path graph, plan, growing buffer, setting, abort callback, fault, full slots. The last one is no loss: the caller is
+// ahead of the devices.
+struct llama_turboprefill_wait {
+    const char * cause; // static
+    int64_t      n;     // since the context was created or its stats were reset
+    int64_t      t_us;
+};
+
+LLAMA_API int32_t llama_turboprefill_n_waits (void);
+LLAMA_API bool    llama_turboprefill_get_wait(const struct llama_context * ctx, int32_t i, struct llama_turboprefill_wait * wait);
 
 struct llama_turboprefill_stage {
     const char * device;     // owned by the context

@@ -28,6 +28,15 @@ int32_t llama_turboprefill_synchronize(llama_context * ctx) {
     return llama_turboprefill::make(*ctx).synchronize();
 }
 
+bool llama_turboprefill_synchronize_results(llama_context * ctx) {
+    auto * tp = llama_turboprefill::get(*ctx);
+    return tp && tp->wait_results();
+}
+
+const char * llama_turboprefill_report(llama_context * ctx) {
+    return llama_turboprefill::make(*ctx).report();
+}
+
 const char * llama_turboprefill_reason(const llama_context * ctx) {
     const auto * tp = llama_turboprefill::get(*ctx);
     if (!tp || !tp->enabled) {
@@ -44,7 +53,7 @@ llama_turboprefill_stats llama_turboprefill_get_stats(const llama_context * ctx)
     llama_turboprefill_stats stats = tp->stats;
     if (tp->engine) {
         const turboprefill_engine_stats engine = turboprefill_get_stats(tp->engine);
-        stats.t_slot_wait_us = engine.t_slot_wait_us;
+        stats.t_slot_wait_us = engine.waits[TURBOPREFILL_CAUSE_SLOT].t_us;
         stats.n_bytes_moved  = engine.n_bytes_moved;
         stats.mem_host       = engine.mem_host;
         stats.mem_device     = engine.mem_device;
@@ -56,11 +65,23 @@ llama_turboprefill_stats llama_turboprefill_get_stats(const llama_context * ctx)
 
 void llama_turboprefill_reset_stats(llama_context * ctx) {
     if (auto * tp = llama_turboprefill::get(*ctx)) {
-        tp->stats = {};
-        if (tp->engine) {
-            turboprefill_reset_stats(tp->engine);
-        }
+        tp->reset_stats();
     }
+}
+
+int32_t llama_turboprefill_n_waits(void) {
+    return TURBOPREFILL_N_CAUSES;
+}
+
+bool llama_turboprefill_get_wait(const llama_context * ctx, int32_t i, llama_turboprefill_wait * wait) {
+    if (i < 0 || i >= TURBOPREFILL_N_CAUSES) {
+        return false;
+    }
+    const auto cause = (turboprefill_cause) i;
+    const auto * tp = llama_turboprefill::get(*ctx);
+    const turboprefill_wait_stats stats = tp ? tp->get_wait(cause) : turboprefill_wait_stats {};
+    *wait = { turboprefill_cause_name(cause), stats.n, stats.t_us };
+    return true;
 }
 
 int32_t llama_turboprefill_n_stages(const llama_context * ctx) {
@@ -86,7 +107,7 @@ bool llama_turboprefill_get_stage(const llama_context * ctx, int32_t i, llama_tu
 //
 
 void llama_turboprefill::trace_start() {
-    drain();
+    drain(TURBOPREFILL_CAUSE_SETTING);
     if (trace) {
         turboprefill_sched_set_trace(ctx.sched.get(), nullptr);
         turboprefill_trace_free(trace);

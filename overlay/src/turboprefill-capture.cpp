@@ -3,6 +3,7 @@
 // process() captures, the caller asks for results, submit() hands over to the workers.
 
 #include "turboprefill-impl.h"
+#include "turboprefill-mask.h"
 
 #include "llama-impl.h"
 #include "llama-model.h"
@@ -61,13 +62,23 @@ void llama_turboprefill::count_standard(const llama_ubatch & ubatch, const char 
     stats.n_tokens_standard += ubatch.n_tokens;
 }
 
+// builds the graph and takes it out of the scheduler
+turboprefill_capture_status llama_turboprefill::capture_graph(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, llm_graph_result * res, bool may_plan, const char ** why) {
+    res->reset();
+    ggml_backend_sched_set_eval_callback(ctx.sched.get(), ctx.cparams.cb_eval, ctx.cparams.cb_eval_user_data);
+
+    auto * gf = ctx.model.build_graph(ctx.graph_params(res, ubatch, mctx, gtype));
+    if (!gf) {
+        LLAMA_LOG_ERROR("%s: failed to initialize graph\n", __func__);
+        cancel();
+        return TURBOPREFILL_CAPTURE_ALLOC_FAILED;
+    }
+    return turboprefill_capture_graph(engine, slot, gf, may_plan, why);
+}
+
 llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret) {
-    auto * sched = ctx.sched.get();
     auto & entry = entries[turboprefill_slot_index(slot)];
 
-    if (!entry.res) {
-        entry.res.reset(new llm_graph_result(ctx.get_gf_res_reserve()->get_max_nodes()));
-    }
     auto * res = entry.res.get();
     entry.ubatch   = ubatch;
     entry.i_ubatch = turboprefill_slot_ubatch(slot);
@@ -76,21 +87,17 @@ llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_
 
     turboprefill_capture_begin(engine, slot);
 
-    res->reset();
-    ggml_backend_sched_set_eval_callback(sched, ctx.cparams.cb_eval, ctx.cparams.cb_eval_user_data);
-
-    auto * gf = ctx.model.build_graph(ctx.graph_params(res, ubatch, mctx, gtype));
-    if (!gf) {
-        LLAMA_LOG_ERROR("%s: failed to initialize graph\n", __func__);
-        cancel();
-        ret  = GGML_STATUS_FAILED;
-        return nullptr;
+    const char * why = nullptr;
+    turboprefill_capture_status status = capture_graph(ubatch, gtype, mctx, res, /*.may_plan =*/ false, &why);
+    for (int i = 0; status == TURBOPREFILL_CAPTURE_NO_PLAN; ++i) {
+        const bool guessed = plan_kind_of(ubatch, gtype, i);
+        status = capture_graph(ubatch, gtype, mctx, res, /*.may_plan =*/ !guessed, &why);
     }
 
-    const char * why = nullptr;
-    switch (turboprefill_capture_graph(engine, slot, gf, &why)) {
+    switch (status) {
         case TURBOPREFILL_CAPTURE_OK:
             {
+                const llama_turboprefill_masks masks;
                 res->set_inputs(&ubatch);
 
                 stats.n_ubatches_pipelined++;
@@ -98,6 +105,7 @@ llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_
                 ret = GGML_STATUS_SUCCESS;
                 return res;
             }
+        case TURBOPREFILL_CAPTURE_NO_PLAN:
         case TURBOPREFILL_CAPTURE_ALLOC_FAILED:
             {
                 LLAMA_LOG_ERROR("%s: failed to allocate graph\n", __func__);
@@ -114,7 +122,7 @@ llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_
     entry.i_ubatch = -1;
     slot = nullptr;
     count_standard(ubatch, why);
-    drain();
+    drain(TURBOPREFILL_CAUSE_GRAPH);
     if (status_late != GGML_STATUS_SUCCESS) {
         ret = take_late(); // the tokens before these are gone
         return nullptr;
@@ -141,7 +149,7 @@ bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gty
     if (status_late != GGML_STATUS_SUCCESS) {
         // a device failed after this decode had begun: the tokens before these are gone
         if (engine) {
-            turboprefill_drain(engine);
+            turboprefill_drain(engine, TURBOPREFILL_CAUSE_FAULT);
         }
         ret = take_late();
         res = nullptr;
@@ -169,7 +177,7 @@ bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gty
         turboprefill_cancel(engine, slot);
         slot = nullptr;
         ret  = GGML_STATUS_FAILED;
-        turboprefill_drain(engine);
+        turboprefill_drain(engine, TURBOPREFILL_CAUSE_FAULT);
         return true;
     }
 
@@ -181,7 +189,7 @@ bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gty
     }
     if (!res) {
         // upstream's error path returns from llama_decode: nothing may run on, not even the abort callback
-        turboprefill_drain(engine);
+        turboprefill_drain(engine, TURBOPREFILL_CAUSE_FAULT);
     }
 
     stats.t_capture_us += ggml_time_us() - t_start_us;

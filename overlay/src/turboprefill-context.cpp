@@ -87,9 +87,26 @@ int32_t llama_turboprefill_decode_end(llama_context & ctx) {
     return llama_turboprefill::make(ctx).decode_end();
 }
 
-void llama_turboprefill_drain(llama_context & ctx) {
+void llama_turboprefill_before_setting(llama_context & ctx) {
     if (auto * tp = llama_turboprefill::get(ctx)) {
-        tp->drain();
+        tp->drain(TURBOPREFILL_CAUSE_SETTING);
+    }
+}
+
+void llama_turboprefill_before_synchronize(llama_context & ctx) {
+    if (auto * tp = llama_turboprefill::get(ctx)) {
+        tp->drain(TURBOPREFILL_CAUSE_SYNCHRONIZE);
+    }
+}
+
+bool llama_turboprefill_wait_state(llama_context & ctx, llama_seq_id seq_id) {
+    auto * tp = llama_turboprefill::get(ctx);
+    return tp && tp->wait_state(seq_id);
+}
+
+void llama_context::synchronize_results() {
+    if (!llama_turboprefill_synchronize_results(this)) {
+        synchronize();
     }
 }
 
@@ -103,9 +120,9 @@ static llama_turboprefill * turboprefill_of_memory(const llama_memory_i * memory
     return nullptr;
 }
 
-void llama_turboprefill_drain_memory(llama_memory_i * memory) {
+void llama_turboprefill_wait_memory(llama_memory_i * memory, llama_seq_id seq_id) {
     if (auto * tp = turboprefill_of_memory(memory)) {
-        tp->drain();
+        tp->wait_seq(seq_id, TURBOPREFILL_CAUSE_MEMORY);
     }
 }
 

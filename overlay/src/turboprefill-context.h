@@ -5,11 +5,10 @@
 
 #pragma once
 
-#include "ggml.h"
+#include "llama.h"
 
 #include <cstdint>
 
-struct llama_context;
 struct llama_memory_i;
 struct llama_memory_context_i;
 struct llama_ubatch;
@@ -42,9 +41,14 @@ void llama_turboprefill_submit(llama_context & ctx);
 
 int32_t llama_turboprefill_decode_end(llama_context & ctx);
 
-// wait for everything in flight, and forget the memory cells that were not computed
-void llama_turboprefill_drain(llama_context & ctx);
-// the same for the context that uses this memory
-void llama_turboprefill_drain_memory(llama_memory_i * memory);
-// the same, and what failed before does not matter any more
+// the context is about to change: wait for everything in flight, and forget the memory cells that were not computed
+void llama_turboprefill_before_setting(llama_context & ctx);
+// the same for llama_context::synchronize()
+void llama_turboprefill_before_synchronize(llama_context & ctx);
+// for what a sequence has in flight, below 0: for everything. false: nothing is in flight
+bool llama_turboprefill_wait_state(llama_context & ctx, llama_seq_id seq_id);
+
+// for what a sequence of this memory has in flight
+void llama_turboprefill_wait_memory(llama_memory_i * memory, llama_seq_id seq_id);
+// for everything, and what failed before does not matter any more
 void llama_turboprefill_clear_memory(llama_memory_i * memory);

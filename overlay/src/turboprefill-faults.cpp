@@ -23,7 +23,7 @@ ggml_status llama_turboprefill::recover() {
         return GGML_STATUS_SUCCESS;
     }
 
-    turboprefill_drain(engine);
+    turboprefill_drain(engine, TURBOPREFILL_CAUSE_FAULT);
 
     // a later ubatch may have failed first, and an earlier one after that
     const turboprefill_failure first = turboprefill_get_failure(engine);
@@ -89,19 +89,6 @@ static int32_t turboprefill_decode_code(ggml_status status) {
     return -3;
 }
 
-void llama_turboprefill::drain() {
-    if (!engine) {
-        return;
-    }
-    submit();
-    turboprefill_drain(engine);
-    const ggml_status status = recover();
-    if (status != GGML_STATUS_SUCCESS) {
-        spoil_outputs();
-        note_late(status);
-    }
-}
-
 // the caller is about to read results that were never made: nothing there may be taken for them
 void llama_turboprefill::spoil_outputs() {
     const float nan = std::numeric_limits<float>::quiet_NaN();
@@ -138,7 +125,7 @@ void llama_turboprefill::note_late(ggml_status status) {
 
 // the memory was cleared: what failed before does not matter any more
 void llama_turboprefill::clear() {
-    drain();
+    drain(TURBOPREFILL_CAUSE_MEMORY);
     status_late = GGML_STATUS_SUCCESS;
 }
 

@@ -52,11 +52,26 @@ struct llama_turboprefill {
     bool process(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret, llm_graph_result *& res);
     void submit();
 
+    // turboprefill-wait.cpp
+    void drain(turboprefill_cause cause);
+    bool wait_results();                                          // false: nothing is in flight
+    void wait_seq(llama_seq_id seq_id, turboprefill_cause cause); // below 0: all
+    bool wait_state(llama_seq_id seq_id);                         // false: nothing is in flight
+    bool has_moving_state() const;
+    void keep_waits();
+    turboprefill_wait_stats get_wait(turboprefill_cause cause) const;
+    const char * report();
+    void reset_stats();
+
+    // turboprefill-checkpoint.cpp
+    size_t read_size(llama_seq_id seq_id, llama_state_seq_flags flags);
+    struct llama_turboprefill_read * read_state(uint8_t * data, size_t size, llama_seq_id seq_id, llama_state_seq_flags flags);
+    void read_finish(int64_t i_engine_read, int64_t i_ubatch);
+
     // turboprefill-faults.cpp
     int32_t decode_begin();
     int32_t decode_end();
     int32_t synchronize();
-    void    drain();
     void    clear();
 
     // turboprefill-api.cpp
@@ -67,15 +82,20 @@ struct llama_turboprefill {
 
     double ubatch_overhead = 0; // of a ubatch, in tokens, if its size is ours to choose
 
+    bool reading = false; // state, behind the ubatches in flight: nobody need wait
+
     std::string reason; // why ubatches of the last decode took the standard path
 
     llama_turboprefill_stats stats = {};
+
+    turboprefill_wait_stats waits[TURBOPREFILL_N_CAUSES] = {}; // of engines before this one
 
     mutable std::vector<turboprefill_stage_stats> stages; // kept for the strings that get_stage() returns
 
     std::vector<turboprefill_span> spans;
 
     turboprefill_engine * engine = nullptr;
+    int64_t i_engine = 0; // engines before this one
     turboprefill_parts  * parts  = nullptr; // of the engine before, until there is another one
 
 private:
@@ -94,6 +114,9 @@ private:
     turboprefill_slot * slot = nullptr; // captured, its results not yet asked for
 
     uint32_t n_devices      = 0; // that the pipeline has
+    std::string text;            // what report() returned last
+    llama_turboprefill_stats stats_reported = {};
+    turboprefill_wait_stats  waits_reported[TURBOPREFILL_N_CAUSES] = {};
     uint32_t n_ubatch       = 0; // the context's own while another is used, else 0
     uint64_t n_tokens_begun = 0; // decoded since nothing was in flight
 
@@ -107,7 +130,18 @@ private:
     const char *       why_not(const llama_ubatch & ubatch, llm_graph_type gtype, const llama_memory_context_i * mctx) const;
     void               count_standard(const llama_ubatch & ubatch, const char * why);
     llm_graph_result * capture(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret);
+    turboprefill_capture_status capture_graph(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, llm_graph_result * res, bool may_plan, const char ** why);
     void               cancel();
+
+    // turboprefill-plan.cpp
+    bool     plan_known_kinds();
+    bool     plan_kind_of(const llama_ubatch & ubatch, llm_graph_type gtype, int i);
+    bool     plan_worst_case(uint32_t n_tokens, bool has_outputs, const llama_ubatch * like, llm_graph_type gtype);
+    uint32_t n_tokens_max() const;
+    uint32_t n_tokens_few() const;
+
+    // turboprefill-wait.cpp
+    void wait(int64_t i_ubatch, turboprefill_cause cause);
 
     // turboprefill-faults.cpp
     ggml_status recover();
@@ -126,6 +160,14 @@ private:
     // hidden states for multi-token prediction
     template <typename T> static auto hidden_rows(const T & ctx, int)  -> decltype(ctx.embd_nextn) { return ctx.embd_nextn; }
     template <typename T> static auto hidden_rows(const T & ctx, long) -> decltype(ctx.embd)       { return ctx.embd; }
+
+    // contexts of draft models build other graphs, since June 2026
+    template <typename T> static auto is_default_type(const T & cparams, int)  -> decltype(cparams.ctx_type == LLAMA_CONTEXT_TYPE_DEFAULT) { return cparams.ctx_type == LLAMA_CONTEXT_TYPE_DEFAULT; }
+    template <typename T> static bool is_default_type(const T & /*cparams*/, long) { return true; }
+
+    // rows of results that a ubatch can have
+    template <typename T> static auto n_outputs_max(const T & cparams, int)  -> decltype(cparams.n_outputs_max) { return cparams.n_outputs_max; }
+    template <typename T> static uint32_t n_outputs_max(const T & cparams, long) { return cparams.n_ubatch; }
 
     // snapshots of recurrent states, since June 2026
     template <typename T> static auto has_snapshots(const T & cparams, int)  -> decltype(cparams.n_rs_seq > 0) { return cparams.n_rs_seq > 0; }

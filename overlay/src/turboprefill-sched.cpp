@@ -33,10 +33,12 @@ static turboprefill_params turboprefill_default_params() {
 
 void llama_turboprefill::sched_begin() {
     if (engine) {
-        drain();
+        drain(TURBOPREFILL_CAUSE_SETTING);
+        keep_waits();
         turboprefill_parts_free(parts);
         parts  = turboprefill_engine_dismantle(engine);
         engine = nullptr;
+        i_engine++;
         entries.clear();
     }
     if (trace && ctx.sched) {
@@ -76,6 +78,11 @@ void llama_turboprefill::sched_end() {
         } catch (const std::exception & err) {
             LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
         }
+        n_devices = turboprefill_n_devices(ctx.sched.get()); // before other graphs are split
+        if (engine && !plan_known_kinds()) {
+            turboprefill_engine_free(engine);
+            engine = nullptr;
+        }
         if (!engine) {
             why_no_engine = "no memory or threads for the pipeline";
         }
@@ -90,7 +97,10 @@ void llama_turboprefill::sched_end() {
 
     if (engine) {
         entries.resize(turboprefill_get_stats(engine).n_slots);
-        n_devices = turboprefill_n_devices(ctx.sched.get());
+        for (auto & entry : entries) {
+            // now, not in the first prompt: all of its memory is written, page by page
+            entry.res.reset(new llm_graph_result(ctx.get_gf_res_reserve()->get_max_nodes()));
+        }
         LLAMA_LOG_INFO("%s: TurboPrefill: prefill is pipelined, %d slots\n", __func__, (int) entries.size());
         if (ubatch_overhead > 0) {
             LLAMA_LOG_INFO("%s: TurboPrefill: sizes of ubatches are chosen, each counts as %.0f tokens more\n", __func__, ubatch_overhead);
@@ -141,7 +151,7 @@ void llama_turboprefill::undo_regroup(bool pipeline_parallel) {
 }
 
 void llama_turboprefill::set_enabled(bool value) {
-    drain();
+    drain(TURBOPREFILL_CAUSE_SETTING);
     if (enabled == value) {
         return;
     }

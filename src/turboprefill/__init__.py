@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from turboprefill.memory import Memory
     from turboprefill.model import Model
-    from turboprefill.stats import Perf, Span, Stage, Stats
+    from turboprefill.stats import Perf, Span, Stage, Stats, Wait
 
     __version__: str
 
@@ -57,6 +57,7 @@ __all__ = [
     "StateError",
     "Stats",
     "TurboPrefillError",
+    "Wait",
     "__version__",
     "devices",
 ]
@@ -70,6 +71,7 @@ _HOME = {
     "Span": "stats",
     "Stage": "stats",
     "Stats": "stats",
+    "Wait": "stats",
     "devices": "device",
 }
 

@@ -28,6 +28,7 @@ class Hook:
     where: str  # "before", "after" or "end"
     lines: tuple[str, ...]  # without the tag
     why: str
+    optional: str = ""  # hooks of one such name are left out together where one of them finds no place
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from turboprefill.hooktext import TAG, Hook, comment_prefix, is_tagged, parse
+from turboprefill.hooktext import TAG, Hook, comment_prefix, insert, is_tagged, parse, strip
 from turboprefill.paths import overlay_dir
 from turboprefill.tool_errors import ToolError
 
@@ -48,6 +48,24 @@ class Overlay:
     def hooks_of(self, file: str) -> tuple[Hook, ...]:
         """The hooks of one upstream file."""
         return tuple(hook for hook in self.hooks if hook.file == file)
+
+    def fitted(self, contents: Mapping[str, bytes]) -> tuple[Overlay, tuple[str, ...]]:
+        """This overlay without the optional hooks that a tree has no place for.
+
+        Args:
+            contents: what the tree's files hold, with or without lines of ours.
+
+        Returns:
+            the overlay, and the names of what was left out; hooks of one name go together.
+        """
+        unfit = {hook.optional for hook in self.hooks if hook.optional and not _has_place(hook, contents)}
+        hooks = tuple(hook for hook in self.hooks if hook.optional not in unfit)
+        return replace(self, hooks=hooks), tuple(sorted(unfit))
+
+
+def _has_place(hook: Hook, contents: Mapping[str, bytes]) -> bool:
+    data = contents.get(hook.file)
+    return data is not None and not insert(strip(parse(data), hook.file), [hook], hook.file)[1]
 
 
 def header_version(data: bytes) -> str | None:
@@ -101,7 +119,12 @@ def load_overlay(folder: Path | None = None) -> Overlay:
 def _hook(entry: dict[str, Any], faults: list[str]) -> Hook:
     lines = entry.get("lines", [])
     hook = Hook(
-        entry.get("file", ""), entry.get("anchor", ""), entry.get("where", ""), tuple(lines), entry.get("why", "")
+        entry.get("file", ""),
+        entry.get("anchor", ""),
+        entry.get("where", ""),
+        tuple(lines),
+        entry.get("why", ""),
+        entry.get("optional", ""),
     )
     name = f"hook {hook.file} `{hook.anchor}`"
     if not _inside(hook.file) or comment_prefix(hook.file) is None:

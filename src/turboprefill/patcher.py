@@ -214,6 +214,11 @@ def _install_notes(state: TreeState, pins: Pins) -> Iterator[str]:
     if known != pins.default:
         found = f"llama.cpp {known}" if known else "no version that the pins know"
         yield f"This tree is {found}. Every anchor was found, but tested is llama.cpp {pins.default}."
+    if state.left_out:
+        yield (
+            f"Optional and left out, as this tree has no place for it: {', '.join(state.left_out)}. "
+            "Results are the same; llama-server waits more often."
+        )
 
 
 def _uninstall_notes(state: TreeState, changes: Mapping[str, tuple[bytes | None, bytes | None]]) -> Iterator[str]:

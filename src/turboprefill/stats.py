@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from turboprefill.native import core
 
-__all__ = ["Perf", "Span", "Stage", "Stats", "Trace"]
+__all__ = ["Perf", "Span", "Stage", "Stats", "Trace", "Wait"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,19 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """How often the caller's thread waited for ubatches in flight for one reason.
+
+    Attributes:
+        n: how often.
+        t_us: how long in all, in microseconds.
+    """
+
+    n: int
+    t_us: int
+
+
+@dataclass(frozen=True)
 class Stats:
     """TurboPrefill's counters since the context was created or :meth:`Context.reset_stats`.
 
@@ -40,6 +54,9 @@ class Stats:
         n_tokens_pipelined, n_tokens_standard: their tokens.
         t_capture_us: host time spent on capturing ubatches.
         t_slot_wait_us: host time spent on waiting for a free slot.
+        waits: by cause: ``result``, ``synchronize``, ``memory operation``, ``state``, ``standard-path graph``,
+            ``plan``, ``growing buffer``, ``setting``, ``abort callback``, ``fault`` and ``full slots``. Every cause
+            is there, also with a count of 0. The last one is no loss: the caller is ahead of the devices.
         n_bytes_moved: bytes over stage boundaries.
         mem_host, mem_device: bytes held by slots and transport.
         n_slots: ubatches that can be in flight.
@@ -54,6 +71,7 @@ class Stats:
     n_tokens_standard: int
     t_capture_us: int
     t_slot_wait_us: int
+    waits: Mapping[str, Wait]
     n_bytes_moved: int
     mem_host: int
     mem_device: int
@@ -72,6 +90,7 @@ class Stats:
             n_tokens_standard=raw.n_tokens_standard,
             t_capture_us=raw.t_capture_us,
             t_slot_wait_us=raw.t_slot_wait_us,
+            waits={w.cause: Wait(w.n, w.t_us) for w in raw.waits},
             n_bytes_moved=raw.n_bytes_moved,
             mem_host=raw.mem_host,
             mem_device=raw.mem_device,

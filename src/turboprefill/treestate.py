@@ -46,6 +46,7 @@ class TreeState:
         failures: hooks of this overlay that do not fit.
         contents: current content of every file in ``files`` that exists.
         wanted: content of the hooked files with this overlay's lines; without those that do not fit.
+        left_out: what of this overlay is optional and has no place in this tree.
     """
 
     tree: Tree
@@ -57,6 +58,7 @@ class TreeState:
     failures: tuple[AnchorFailure, ...]
     contents: Mapping[str, bytes]
     wanted: Mapping[str, bytes]
+    left_out: tuple[str, ...]
 
     @property
     def edited(self) -> tuple[str, ...]:
@@ -75,6 +77,7 @@ class TreeState:
             "up_to_date": self.up_to_date,
             "base": base and {"name": base.name, "commit": base.commit, "exact": self.match.known is not None},
             "git_head": self.tree.head_commit(),
+            "left_out": list(self.left_out),
             "files": [
                 {"path": f.path, "role": f.role, "state": f.state, "local_edits": f.local_edits} for f in self.files
             ],
@@ -97,8 +100,11 @@ def inspect_tree(tree: Tree, overlay: Overlay, pins: Pins | None = None) -> Tree
         RefusedError: a file that matters cannot be read, or lies outside of the tree.
     """
     contents: dict[str, bytes] = {}
+    known = overlay.hooked_files
     hooked, own = _gather(tree, overlay, contents)
-    match = match_base(tree, overlay.hooked_files, pins or load_pins(), contents)
+    overlay, left_out = overlay.fitted(contents)
+    hooked = [name for name in hooked if name in contents or overlay.hooks_of(name)]
+    match = match_base(tree, known, pins or load_pins(), contents)
     wanted: dict[str, bytes] = {}
     failures: list[AnchorFailure] = []
     files = [_hooked_state(name, overlay, match, contents, wanted, failures) for name in hooked]
@@ -114,6 +120,7 @@ def inspect_tree(tree: Tree, overlay: Overlay, pins: Pins | None = None) -> Tree
         tuple(failures),
         contents,
         wanted,
+        left_out,
     )
 
 

@@ -19,6 +19,9 @@
 //   ... ggml_backend_tensor_get_async() of the results: queued behind the split that computes them ...
 //   turboprefill_submit(engine, slot);                        // the workers may have it
 //
+// A capture that finds no plan for its kind of graph says TURBOPREFILL_CAPTURE_NO_PLAN: turboprefill_plan_graph() makes one from
+// the largest graph of that kind, then the graph of the ubatch is built and captured again.
+//
 // One thread at a time uses an engine; it is the thread that uses the scheduler.
 
 #pragma once
@@ -43,7 +46,24 @@ enum turboprefill_transport {
 enum turboprefill_capture_status {
     TURBOPREFILL_CAPTURE_OK,
     TURBOPREFILL_CAPTURE_NOT_ELIGIBLE, // the graph is allocated in the scheduler: compute it there
+    TURBOPREFILL_CAPTURE_NO_PLAN,      // nothing was captured, the scheduler is empty again
     TURBOPREFILL_CAPTURE_ALLOC_FAILED,
+};
+
+// why the caller's thread waits for ubatches in flight
+enum turboprefill_cause {
+    TURBOPREFILL_CAUSE_RESULT,      // a result of the last decode is read: only the ubatches that make results
+    TURBOPREFILL_CAUSE_SYNCHRONIZE, // llama_synchronize() and whatever calls it
+    TURBOPREFILL_CAUSE_MEMORY,      // an operation on sequences that are in flight
+    TURBOPREFILL_CAUSE_STATE,       // state is read or written
+    TURBOPREFILL_CAUSE_GRAPH,       // a graph of the standard path
+    TURBOPREFILL_CAUSE_PLAN,        // a kind of graph that was not there before
+    TURBOPREFILL_CAUSE_BUFFER,      // transport buffers grow
+    TURBOPREFILL_CAUSE_SETTING,     // the context changes: adapters, callbacks, threads, the scheduler
+    TURBOPREFILL_CAUSE_ABORT,       // the abort callback's verdict
+    TURBOPREFILL_CAUSE_FAULT,       // a device failed
+    TURBOPREFILL_CAUSE_SLOT,        // all slots are in flight: the caller is ahead of the devices, as it should be
+    TURBOPREFILL_N_CAUSES,
 };
 
 struct turboprefill_params {
@@ -52,8 +72,13 @@ struct turboprefill_params {
     turboprefill_transport transport = TURBOPREFILL_TRANSPORT_STAGED;
 };
 
+struct turboprefill_wait_stats {
+    int64_t n;
+    int64_t t_us;
+};
+
 struct turboprefill_engine_stats {
-    int64_t  t_slot_wait_us;
+    turboprefill_wait_stats waits[TURBOPREFILL_N_CAUSES];
     uint64_t n_bytes_moved;
     uint64_t mem_host;
     uint64_t mem_device;
@@ -100,16 +125,42 @@ GGML_API int                 turboprefill_slot_index (const turboprefill_slot * 
 GGML_API int64_t             turboprefill_slot_ubatch(const turboprefill_slot * slot);
 
 GGML_API void                        turboprefill_capture_begin(turboprefill_engine * engine, turboprefill_slot * slot);
-GGML_API turboprefill_capture_status turboprefill_capture_graph(turboprefill_engine * engine, turboprefill_slot * slot, ggml_cgraph * graph, const char ** why_not);
+// may_plan: if there is no plan, then one for this very graph, instead of NO_PLAN
+GGML_API turboprefill_capture_status turboprefill_capture_graph(turboprefill_engine * engine, turboprefill_slot * slot, ggml_cgraph * graph, bool may_plan, const char ** why_not);
+
+// Plans a graph, for all graphs of its kind that are not larger. The scheduler is empty before and after. Ubatches in flight
+// are waited for only if the scheduler's buffers have to grow. false: no memory
+GGML_API bool turboprefill_plan_graph(turboprefill_engine * engine, ggml_cgraph * graph);
 
 // before_compute runs on the worker of each stage, just before its split
 GGML_API void turboprefill_submit(turboprefill_engine * engine, turboprefill_slot * slot, std::function<void(ggml_backend_t)> before_compute);
 
-// Waits until every submitted ubatch was computed and every queued result has arrived, or until they failed.
-GGML_API void turboprefill_drain(turboprefill_engine * engine);
+struct turboprefill_tensor_read {
+    const ggml_tensor * tensor; // memory of a device
+    void *        data;   // may not move or go before the ubatch is computed
+    size_t        offset;
+    size_t        size;
+};
+
+// Until it is called with nullptr, ggml_backend_tensor_get() of this thread adds to reads instead of reading.
+GGML_API void turboprefill_record_reads(std::vector<turboprefill_tensor_read> * reads);
+
+// Instead of submit: what the tensors hold once everything submitted so far is computed. The slot's number is that of a
+// ubatch without tokens. false: a tensor belongs to no stage, the slot was cancelled
+GGML_API bool turboprefill_submit_reads(turboprefill_engine * engine, turboprefill_slot * slot, const std::vector<turboprefill_tensor_read> & reads);
+
+// The last submitted ubatch that has results, -1: none.
+GGML_API int64_t turboprefill_last_result(const turboprefill_engine * engine);
+
+// Waits until this ubatch and all before it were computed and their results have arrived, or until they failed.
+GGML_API void turboprefill_wait (turboprefill_engine * engine, int64_t ubatch, turboprefill_cause cause);
+// The same for every submitted ubatch.
+GGML_API void turboprefill_drain(turboprefill_engine * engine, turboprefill_cause cause);
 // Waits until host stages have computed every submitted ubatch: their faults are known then.
 GGML_API void turboprefill_drain_host(turboprefill_engine * engine);
 GGML_API bool turboprefill_idle (const turboprefill_engine * engine);
+
+GGML_API const char * turboprefill_cause_name(turboprefill_cause cause);
 
 GGML_API turboprefill_failure turboprefill_get_failure  (turboprefill_engine * engine);
 GGML_API void                 turboprefill_clear_failure(turboprefill_engine * engine); // drain first

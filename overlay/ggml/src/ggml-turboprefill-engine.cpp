@@ -149,7 +149,7 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
 }
 
 turboprefill_parts * turboprefill_engine_dismantle(turboprefill_engine * engine) {
-    turboprefill_drain(engine);
+    turboprefill_drain(engine, TURBOPREFILL_CAUSE_SETTING);
 
     auto parts = std::make_unique<turboprefill_parts>();
     parts->host_buft = engine->host_buft;
@@ -171,7 +171,7 @@ void turboprefill_engine_free(turboprefill_engine * engine) {
     if (engine == nullptr) {
         return;
     }
-    turboprefill_drain(engine);
+    turboprefill_drain(engine, TURBOPREFILL_CAUSE_SETTING);
     turboprefill_sched_set_engine(engine->sched, nullptr);
     turboprefill_stop_workers(engine);
     for (auto & slot : engine->slots) {

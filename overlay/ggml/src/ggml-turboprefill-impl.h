@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ggml-turboprefill.h"
+#include "ggml-turboprefill-plan.h"
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"
 #include "ggml-cpp.h"
@@ -24,6 +25,8 @@
 #define TURBOPREFILL_STAGING_ALIGNMENT 256
 // regions of a device that its boundaries leave from, while the next ubatch is computed
 #define TURBOPREFILL_N_OUTBOXES 2
+// plans are kept for so many kinds of graphs: a plan is half a megabyte of host memory for a large model
+#define TURBOPREFILL_MAX_KINDS 16
 
 // a tensor that a split reads and that something else wrote
 struct turboprefill_input {
@@ -75,6 +78,17 @@ struct turboprefill_boundary {
     int    from;
     int    to;
     size_t n_bytes; // in the outbox
+};
+
+struct turboprefill_plan_deleter {
+    void operator()(struct turboprefill_plan * plan) const { turboprefill_plan_free(plan); }
+};
+typedef std::unique_ptr<struct turboprefill_plan, turboprefill_plan_deleter> turboprefill_plan_ptr;
+
+// a plan for all graphs of a kind
+struct turboprefill_kind {
+    uint64_t              id; // of the nodes with their operations, sources and devices
+    turboprefill_plan_ptr plan;
 };
 
 // what outlives an engine, as it is slow to get: the scheduler is replaced whenever a setting changes the graph
@@ -143,10 +157,12 @@ struct turboprefill_engine {
     std::atomic<turboprefill_trace *> trace { nullptr };
 
     // caller's thread only
-    int64_t  n_drained      = 0;
-    int64_t  t_slot_wait_us = 0;
-    uint64_t mem_host       = 0;
-    uint64_t mem_device     = 0;
+    std::vector<turboprefill_kind> kinds; // of graphs, the one that was used last in front
+    int64_t  n_done     = 0;  // ubatches that are known to be computed
+    int64_t  i_result   = -1; // the last ubatch that was submitted with results
+    uint64_t mem_host   = 0;
+    uint64_t mem_device = 0;
+    turboprefill_wait_stats waits[TURBOPREFILL_N_CAUSES] = {};
 
     uint64_t n_bytes_moved  = 0; // guarded by mutex
 };
@@ -175,9 +191,22 @@ int  turboprefill_trace_cur_ubatch (turboprefill_trace * trace);
 
 // ggml-turboprefill-sched.inc and -order.inc: the scheduler's hooks, in the order in which they stand in ggml-backend.cpp
 bool turboprefill_queue_output (ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size);
+bool turboprefill_record_read  (const ggml_tensor * tensor, void * data, size_t offset, size_t size);
 void turboprefill_regroup      (ggml_backend_sched_t sched, ggml_cgraph * graph);
 void turboprefill_sched_drain  (ggml_backend_sched_t sched); // the devices are about to be read or used by somebody else
 void turboprefill_sched_compute(ggml_backend_sched_t sched); // a graph is about to be computed on the standard path
+
+// counts what the caller's thread waits, from its making to its end
+struct turboprefill_waiting {
+    turboprefill_waiting(turboprefill_engine * engine, turboprefill_cause cause) : wait(engine->waits[cause]), t_start_us(ggml_time_us()) {}
+    ~turboprefill_waiting() {
+        wait.n++;
+        wait.t_us += ggml_time_us() - t_start_us;
+    }
+
+    turboprefill_wait_stats & wait;
+    const int64_t t_start_us;
+};
 
 // ggml-turboprefill-sched.inc: for the engine
 void   turboprefill_sched_release(turboprefill_engine * engine, turboprefill_slot * slot, bool take_ctx);

@@ -46,7 +46,7 @@ static bool turboprefill_reserve_regions(turboprefill_engine * engine, std::vect
     regions.resize(n);
     for (auto & buf : regions) {
         if (!buf || ggml_backend_buffer_get_size(buf.get()) < size) {
-            turboprefill_drain(engine);
+            turboprefill_drain(engine, TURBOPREFILL_CAUSE_BUFFER);
         }
         if (!turboprefill_reserve(buf, buft, size, total)) {
             return false;

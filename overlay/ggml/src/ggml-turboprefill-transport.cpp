@@ -36,7 +36,7 @@ bool turboprefill_make_link(turboprefill_engine * engine, int from, int to) {
     }
 
     // workers look links up
-    turboprefill_drain(engine);
+    turboprefill_drain(engine, TURBOPREFILL_CAUSE_BUFFER);
 
     turboprefill_stage & t    = *engine->stages[to];
     turboprefill_link  & link = s.links[to];

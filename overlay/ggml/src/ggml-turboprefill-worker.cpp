@@ -184,20 +184,22 @@ static void turboprefill_replay(turboprefill_engine * engine, turboprefill_slot 
         return;
     }
 
-    if (slot->before_compute) {
-        slot->before_compute(stage.backend);
-    }
+    if (split.graph.n_nodes > 0) {
+        if (slot->before_compute) {
+            slot->before_compute(stage.backend);
+        }
 
-    turboprefill_trace * trace = engine->trace.load(std::memory_order_acquire);
-    turboprefill_trace_begin(trace, stage.backend);
+        turboprefill_trace * trace = engine->trace.load(std::memory_order_acquire);
+        turboprefill_trace_begin(trace, stage.backend);
 
-    const ggml_status status = ggml_backend_graph_compute_async(stage.backend, &split.graph);
+        const ggml_status status = ggml_backend_graph_compute_async(stage.backend, &split.graph);
 
-    turboprefill_trace_end(trace, stage.backend, (int) (&split - slot->splits.data()), slot->trace_ubatch, true);
+        turboprefill_trace_end(trace, stage.backend, (int) (&split - slot->splits.data()), slot->trace_ubatch, true);
 
-    if (status != GGML_STATUS_SUCCESS) {
-        turboprefill_fail(engine, stage, u, status);
-        return;
+        if (status != GGML_STATUS_SUCCESS) {
+            turboprefill_fail(engine, stage, u, status);
+            return;
+        }
     }
 
     for (auto & output : split.outputs) {
@@ -222,9 +224,11 @@ void turboprefill_work(turboprefill_engine * engine, int s) {
         turboprefill_slot * slot = engine->slots[u % engine->params.n_slots].get();
 
         bool has_split = false;
+        bool computes  = false; // or it only reads
         for (auto & split : slot->splits) {
             if (split.stage == s) {
                 has_split = true;
+                computes  = split.graph.n_nodes > 0;
                 if (!turboprefill_failed(engine, u)) {
                     try {
                         turboprefill_replay(engine, slot, split);
@@ -252,7 +256,7 @@ void turboprefill_work(turboprefill_engine * engine, int s) {
         {
             std::lock_guard<std::mutex> lock(engine->mutex);
             stage.n_issued    = u + 1;
-            stage.n_ubatches += has_split;
+            stage.n_ubatches += computes;
         }
         engine->progress.notify_all();
     }

@@ -5,6 +5,7 @@
 #include "ggml-turboprefill-impl.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 turboprefill_slot * turboprefill_acquire(turboprefill_engine * engine) {
@@ -12,22 +13,8 @@ turboprefill_slot * turboprefill_acquire(turboprefill_engine * engine) {
 
     turboprefill_slot * slot = engine->slots[engine->n_submitted % engine->params.n_slots].get();
 
-    if (slot->ubatch >= 0) {
-        const int64_t t_start = ggml_time_us();
-        for (auto & stage : engine->stages) {
-            turboprefill_wait_issued(engine, *stage, slot->ubatch);
-        }
-        if (turboprefill_get_failure(engine).status != GGML_STATUS_SUCCESS) {
-            return nullptr;
-        }
-        for (auto & split : slot->splits) {
-            turboprefill_stage & stage = *engine->stages[split.stage];
-            if (stage.has_events()) {
-                ggml_backend_event_synchronize(stage.split_done[slot->index].get());
-            }
-        }
-        engine->t_slot_wait_us += ggml_time_us() - t_start;
-    } else if (turboprefill_get_failure(engine).status != GGML_STATUS_SUCCESS) {
+    turboprefill_wait(engine, slot->ubatch, TURBOPREFILL_CAUSE_SLOT);
+    if (turboprefill_get_failure(engine).status != GGML_STATUS_SUCCESS) {
         return nullptr;
     }
 
@@ -55,19 +42,62 @@ void turboprefill_cancel(turboprefill_engine * engine, turboprefill_slot * slot)
     slot->ubatch = -1;
 }
 
+static void turboprefill_hand_over(turboprefill_engine * engine) {
+    {
+        std::lock_guard<std::mutex> lock(engine->mutex);
+        engine->n_submitted++;
+    }
+    engine->progress.notify_all();
+}
+
 void turboprefill_submit(turboprefill_engine * engine, turboprefill_slot * slot, std::function<void(ggml_backend_t)> before_compute) {
     turboprefill_sched_release(engine, slot, /*.take_ctx =*/ true);
 
     slot->before_compute = std::move(before_compute);
     slot->trace_ubatch   = turboprefill_trace_next_ubatch(engine->trace);
+    for (const auto & split : slot->splits) {
+        if (!split.outputs.empty()) {
+            engine->i_result = slot->ubatch;
+        }
+    }
     {
         std::lock_guard<std::mutex> lock(engine->mutex);
         for (size_t i = 0; i < slot->splits.size(); i++) {
             engine->stages[slot->splits[i].stage]->position = (int) i;
         }
-        engine->n_submitted++;
     }
-    engine->progress.notify_all();
+    turboprefill_hand_over(engine);
+}
+
+// the stage whose stream writes to the tensor, -1: none
+static int turboprefill_stage_of(const turboprefill_engine * engine, const ggml_tensor * tensor) {
+    const ggml_backend_buffer_t buffer = tensor->view_src ? tensor->view_src->buffer : tensor->buffer;
+    if (buffer == nullptr) {
+        return -1;
+    }
+    for (size_t s = 0; s < engine->stages.size(); s++) {
+        if (ggml_backend_supports_buft(engine->stages[s]->backend, ggml_backend_buffer_get_type(buffer))) {
+            return (int) s;
+        }
+    }
+    return -1;
+}
+
+bool turboprefill_submit_reads(turboprefill_engine * engine, turboprefill_slot * slot, const std::vector<turboprefill_tensor_read> & reads) {
+    std::map<int, turboprefill_split> splits;
+    for (const auto & read : reads) {
+        const int s = turboprefill_stage_of(engine, read.tensor);
+        if (s < 0) {
+            turboprefill_cancel(engine, slot);
+            return false;
+        }
+        splits.emplace(s, turboprefill_split { s, {}, {}, {} }).first->second.outputs.push_back({ read.tensor, read.data, read.offset, read.size });
+    }
+    for (auto & split : splits) {
+        slot->splits.push_back(std::move(split.second));
+    }
+    turboprefill_hand_over(engine);
+    return true;
 }
 
 int turboprefill_slot_index(const turboprefill_slot * slot) {
@@ -78,27 +108,55 @@ int64_t turboprefill_slot_ubatch(const turboprefill_slot * slot) {
     return slot->ubatch;
 }
 
-bool turboprefill_idle(const turboprefill_engine * engine) {
-    return engine->n_drained == engine->n_submitted;
+int64_t turboprefill_last_result(const turboprefill_engine * engine) {
+    return engine->i_result;
 }
 
-static void turboprefill_wait_all(turboprefill_engine * engine, bool host_only) {
+bool turboprefill_idle(const turboprefill_engine * engine) {
+    return engine->n_done == engine->n_submitted;
+}
+
+void turboprefill_drain_host(turboprefill_engine * engine) {
+    if (turboprefill_idle(engine)) {
+        return;
+    }
+    const turboprefill_waiting waiting(engine, TURBOPREFILL_CAUSE_ABORT);
     for (auto & stage : engine->stages) {
-        if (!host_only || ggml_backend_dev_type(stage->backend->device) == GGML_BACKEND_DEVICE_TYPE_CPU) {
+        if (ggml_backend_dev_type(stage->backend->device) == GGML_BACKEND_DEVICE_TYPE_CPU) {
             turboprefill_wait_issued(engine, *stage, engine->n_submitted - 1);
         }
     }
 }
 
-void turboprefill_drain_host(turboprefill_engine * engine) {
-    turboprefill_wait_all(engine, true);
+void turboprefill_wait(turboprefill_engine * engine, int64_t ubatch, turboprefill_cause cause) {
+    if (ubatch < engine->n_done) {
+        return;
+    }
+    if (ubatch == engine->n_submitted - 1) {
+        // nothing stays in flight: devices without events need not be asked one by one
+        turboprefill_drain(engine, cause);
+        return;
+    }
+    const turboprefill_waiting waiting(engine, cause);
+    const int index = ubatch % engine->params.n_slots;
+    for (auto & stage : engine->stages) {
+        turboprefill_wait_issued(engine, *stage, ubatch);
+        // of this ubatch: its slot is not used again before it is done
+        if (stage->has_events()) {
+            ggml_backend_event_synchronize(stage->split_done[index].get());
+        }
+    }
+    engine->n_done = ubatch + 1;
 }
 
-void turboprefill_drain(turboprefill_engine * engine) {
+void turboprefill_drain(turboprefill_engine * engine, turboprefill_cause cause) {
     if (turboprefill_idle(engine)) {
         return;
     }
-    turboprefill_wait_all(engine, false);
+    const turboprefill_waiting waiting(engine, cause);
+    for (auto & stage : engine->stages) {
+        turboprefill_wait_issued(engine, *stage, engine->n_submitted - 1);
+    }
     for (auto & stage : engine->stages) {
         ggml_backend_synchronize(stage->backend);
         if (stage->upload != stage->backend) {
@@ -108,7 +166,7 @@ void turboprefill_drain(turboprefill_engine * engine) {
             ggml_backend_synchronize(stage->download.get());
         }
     }
-    engine->n_drained = engine->n_submitted;
+    engine->n_done = engine->n_submitted;
 }
 
 turboprefill_failure turboprefill_get_failure(turboprefill_engine * engine) {
@@ -126,15 +184,34 @@ void turboprefill_clear_failure(turboprefill_engine * engine) {
 // stats
 //
 
+const char * turboprefill_cause_name(turboprefill_cause cause) {
+    switch (cause) {
+        case TURBOPREFILL_CAUSE_RESULT:      return "result";
+        case TURBOPREFILL_CAUSE_SYNCHRONIZE: return "synchronize";
+        case TURBOPREFILL_CAUSE_MEMORY:      return "memory operation";
+        case TURBOPREFILL_CAUSE_STATE:       return "state";
+        case TURBOPREFILL_CAUSE_GRAPH:       return "standard-path graph";
+        case TURBOPREFILL_CAUSE_PLAN:        return "plan";
+        case TURBOPREFILL_CAUSE_BUFFER:      return "growing buffer";
+        case TURBOPREFILL_CAUSE_SETTING:     return "setting";
+        case TURBOPREFILL_CAUSE_ABORT:       return "abort callback";
+        case TURBOPREFILL_CAUSE_FAULT:       return "fault";
+        case TURBOPREFILL_CAUSE_SLOT:        return "full slots";
+        case TURBOPREFILL_N_CAUSES:          break;
+    }
+    GGML_ABORT("unknown cause %d", (int) cause);
+}
+
 turboprefill_engine_stats turboprefill_get_stats(const turboprefill_engine * engine) {
+    turboprefill_engine_stats stats = {};
+    std::copy(std::begin(engine->waits), std::end(engine->waits), stats.waits);
+    stats.mem_host   = engine->mem_host;
+    stats.mem_device = engine->mem_device;
+    stats.n_slots    = engine->params.n_slots;
+
     std::lock_guard<std::mutex> lock(engine->mutex);
-    return {
-        /*.t_slot_wait_us =*/ engine->t_slot_wait_us,
-        /*.n_bytes_moved  =*/ engine->n_bytes_moved,
-        /*.mem_host       =*/ engine->mem_host,
-        /*.mem_device     =*/ engine->mem_device,
-        /*.n_slots        =*/ engine->params.n_slots,
-    };
+    stats.n_bytes_moved = engine->n_bytes_moved;
+    return stats;
 }
 
 std::vector<turboprefill_stage_stats> turboprefill_get_stages(const turboprefill_engine * engine) {
@@ -158,9 +235,10 @@ std::vector<turboprefill_stage_stats> turboprefill_get_stages(const turboprefill
 }
 
 void turboprefill_reset_stats(turboprefill_engine * engine) {
+    std::fill(std::begin(engine->waits), std::end(engine->waits), turboprefill_wait_stats {});
+
     std::lock_guard<std::mutex> lock(engine->mutex);
-    engine->t_slot_wait_us = 0;
-    engine->n_bytes_moved  = 0;
+    engine->n_bytes_moved = 0;
     for (auto & stage : engine->stages) {
         stage->n_ubatches = 0;
         stage->n_bytes_in = 0;

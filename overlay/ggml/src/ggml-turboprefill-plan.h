@@ -1,0 +1,36 @@
+// turboprefill: plans of the graph allocator beside its own (private to ggml-base, C)
+//
+// The allocator keeps one plan: the addresses of all tensors of the graph that was reserved last. Graphs of a prompt come
+// in a few kinds, with and without rows for results, with tokens and with embeddings, and with one plan the change from
+// one kind to another is a new plan, which waits for everything in flight. Here each kind keeps its own. All of them
+// share the allocator's buffers, as one graph after the other does.
+
+#pragma once
+
+#include "ggml-alloc.h"
+
+#include <stdbool.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct turboprefill_plan;
+
+struct turboprefill_plan * turboprefill_plan_new (void);
+void                       turboprefill_plan_free(struct turboprefill_plan * plan);
+
+// Plans the graph. false: the allocator's buffers are too small for it
+bool turboprefill_plan_make(struct turboprefill_plan * plan, ggml_gallocr_t galloc, struct ggml_cgraph * graph, const int * node_ids, const int * leaf_ids);
+
+// The same, with buffers as large as needed: nothing may be in flight. false: no memory
+bool turboprefill_plan_grow(struct turboprefill_plan * plan, ggml_gallocr_t galloc, struct ggml_cgraph * graph, const int * node_ids, const int * leaf_ids);
+
+bool turboprefill_plan_fits(const struct turboprefill_plan * plan, ggml_gallocr_t galloc, struct ggml_cgraph * graph);
+
+// Gives the tensors of a graph that fits their addresses. The allocator's own plan stays.
+void turboprefill_plan_alloc(struct turboprefill_plan * plan, ggml_gallocr_t galloc, struct ggml_cgraph * graph);
+
+#ifdef __cplusplus
+}
+#endif

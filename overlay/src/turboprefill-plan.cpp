@@ -1,0 +1,95 @@
+// TurboPrefill: the kinds of graphs that a context's prompts are made of, and a plan for the largest of each
+//
+// A plan says where each tensor of a graph lies in the compute buffers. It is right for every smaller graph of its kind,
+// so it is made for as many tokens as a ubatch can have and for all cells of the memory. What makes another kind: no rows
+// of results (backends fuse differently around empty tensors), embeddings instead of tokens, and in some models so few
+// tokens that the graph is built in another way.
+
+#include "turboprefill-impl.h"
+
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <exception>
+
+// below this, graphs of models that are partly on the CPU are built differently
+static const uint32_t TURBOPREFILL_N_TOKENS_FEW = 31;
+
+// the largest graph with so many tokens or a few more: all sequences have the same number. the scheduler is empty before and after
+bool llama_turboprefill::plan_worst_case(uint32_t n_tokens, bool has_outputs, const llama_ubatch * like, llm_graph_type gtype) {
+    const uint32_t n_seqs = ctx.cparams.n_seq_max;
+    n_tokens = (n_tokens + n_seqs - 1)/n_seqs*n_seqs;
+
+    uint32_t n_outputs = 0;
+    if (has_outputs) {
+        n_outputs = ctx.cparams.embeddings ? n_tokens : std::min(n_tokens, n_outputs_max(ctx.cparams, 0));
+    }
+
+    llama_memory_context_ptr mctx = ctx.memory->init_full();
+    if (!mctx) {
+        return false;
+    }
+
+    llama_batch_allocr balloc(ctx.model.hparams.n_pos_per_embd());
+    llama_ubatch ubatch = balloc.ubatch_reserve(n_tokens/n_seqs, n_seqs);
+    for (uint32_t i = 0; i < n_tokens; ++i) {
+        ubatch.n_seq_id[i] = 1;
+        ubatch.seq_id  [i] = &ubatch.seq_id_unq[i/ubatch.n_seq_tokens];
+        ubatch.output  [i] = i < n_outputs;
+    }
+    if (like && like->embd) {
+        ubatch.data->embd.resize(1); // only its shape counts, and that is the model's
+        ubatch.embd  = ubatch.data->embd.data();
+        ubatch.token = like->token ? ubatch.token : nullptr;
+    }
+
+    llm_graph_result res(ctx.get_gf_res_reserve()->get_max_nodes());
+    res.reset();
+
+    const auto n_outputs_cur = ctx.n_outputs;
+    ctx.n_outputs = n_outputs;
+    ggml_cgraph * gf = ctx.model.build_graph(ctx.graph_params(&res, ubatch, mctx.get(), gtype));
+    ctx.n_outputs = n_outputs_cur;
+
+    return gf && turboprefill_plan_graph(engine, gf);
+}
+
+uint32_t llama_turboprefill::n_tokens_max() const {
+    return std::min(ctx.cparams.n_ctx, n_ubatch != 0 ? n_ubatch : ctx.cparams.n_ubatch);
+}
+
+uint32_t llama_turboprefill::n_tokens_few() const {
+    const uint32_t n_seqs = ctx.cparams.n_seq_max;
+    return std::min(n_tokens_max(), std::max(TURBOPREFILL_N_TOKENS_FEW/n_seqs, 1u)*n_seqs);
+}
+
+// when the context is made: prompts need not stop for these. false: no memory
+bool llama_turboprefill::plan_known_kinds() {
+    if (!ctx.memory || !is_default_type(ctx.cparams, 0)) {
+        return true;
+    }
+    bool ok = true;
+    for (const uint32_t n_tokens : { 1u, n_tokens_few(), n_tokens_max() }) {
+        for (const bool has_outputs : { false, true }) {
+            // all tokens of a context for embeddings are outputs
+            if (has_outputs || !ctx.cparams.embeddings) {
+                ok = ok && plan_worst_case(n_tokens, has_outputs, nullptr, LLM_GRAPH_TYPE_DEFAULT);
+            }
+        }
+    }
+    for (size_t i = 0; i < ctx.backend_ptrs.size(); ++i) {
+        ctx.backend_buf_exp_size[i] = ggml_backend_sched_get_buffer_size(ctx.sched.get(), ctx.backend_ptrs[i]);
+    }
+    return ok;
+}
+
+// the i-th guess at the largest graph of the kind that this ubatch's is of; false: there are no more
+bool llama_turboprefill::plan_kind_of(const llama_ubatch & ubatch, llm_graph_type gtype, int i) {
+    const uint32_t guesses[] = { n_tokens_max(), std::max(n_tokens_few(), ubatch.n_tokens), ubatch.n_tokens };
+    if (i >= (int) (sizeof(guesses)/sizeof(guesses[0]))) {
+        return false;
+    }
+    plan_worst_case(guesses[i], ctx.n_outputs > 0, &ubatch, gtype);
+    return true;
+}

@@ -1,0 +1,139 @@
+// TurboPrefill: who waits for ubatches in flight, for which of them, and what that is counted as
+//
+// A result waits for the ubatch that makes it, an operation on a sequence for the ubatches that hold it. Whatever changes
+// the devices or their memory waits for everything.
+
+#include "turboprefill-impl.h"
+
+#include "llama-arch.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <iterator>
+
+void llama_turboprefill::drain(turboprefill_cause cause) {
+    if (!engine) {
+        return;
+    }
+    submit();
+    turboprefill_drain(engine, cause);
+    const ggml_status status = recover();
+    if (status != GGML_STATUS_SUCCESS) {
+        spoil_outputs();
+        note_late(status);
+    }
+}
+
+// for a ubatch and all before it. what comes after it may go on, unless one of these has failed
+void llama_turboprefill::wait(int64_t i_ubatch, turboprefill_cause cause) {
+    if (!engine) {
+        return;
+    }
+    submit();
+    turboprefill_wait(engine, i_ubatch, cause);
+
+    const turboprefill_failure failure = turboprefill_get_failure(engine);
+    if (failure.status != GGML_STATUS_SUCCESS && failure.ubatch <= i_ubatch) {
+        drain(cause);
+    }
+}
+
+// a ubatch of the standard path is not in the engine's books: there is one only while nothing else is in flight
+bool llama_turboprefill::wait_results() {
+    if (!engine) {
+        return false;
+    }
+    submit();
+    if (turboprefill_idle(engine)) {
+        return false;
+    }
+    wait(turboprefill_last_result(engine), TURBOPREFILL_CAUSE_RESULT);
+    return true;
+}
+
+void llama_turboprefill::wait_seq(llama_seq_id seq_id, turboprefill_cause cause) {
+    if (!engine || turboprefill_idle(engine)) {
+        return;
+    }
+    int64_t last = -1;
+    for (const auto & entry : entries) {
+        const llama_ubatch & ubatch = entry.ubatch;
+        const bool has_seq = seq_id < 0 || std::find(ubatch.seq_id_unq, ubatch.seq_id_unq + ubatch.n_seqs_unq, seq_id) != ubatch.seq_id_unq + ubatch.n_seqs_unq;
+        if (entry.i_ubatch >= 0 && has_seq) {
+            last = std::max(last, entry.i_ubatch);
+        }
+    }
+    wait(last, cause);
+}
+
+// for the state of a sequence, below 0: of all
+bool llama_turboprefill::wait_state(llama_seq_id seq_id) {
+    if (reading || !engine || turboprefill_idle(engine)) {
+        return false;
+    }
+    wait_seq(has_moving_state() ? -1 : seq_id, TURBOPREFILL_CAUSE_STATE);
+    return true;
+}
+
+// a recurrent state may lie where a ubatch in flight will have moved it, whichever sequence that ubatch holds
+bool llama_turboprefill::has_moving_state() const {
+    return llm_arch_is_recurrent(ctx.model.arch) || llm_arch_is_hybrid(ctx.model.arch);
+}
+
+//
+// counts
+//
+
+turboprefill_wait_stats llama_turboprefill::get_wait(turboprefill_cause cause) const {
+    turboprefill_wait_stats wait = waits[cause];
+    if (engine) {
+        const turboprefill_wait_stats more = turboprefill_get_stats(engine).waits[cause];
+        wait.n    += more.n;
+        wait.t_us += more.t_us;
+    }
+    return wait;
+}
+
+// the engine is about to go
+void llama_turboprefill::keep_waits() {
+    for (int i = 0; i < TURBOPREFILL_N_CAUSES; ++i) {
+        waits[i] = get_wait((turboprefill_cause) i);
+    }
+}
+
+void llama_turboprefill::reset_stats() {
+    stats = stats_reported = {};
+    std::fill(std::begin(waits),          std::end(waits),          turboprefill_wait_stats {});
+    std::fill(std::begin(waits_reported), std::end(waits_reported), turboprefill_wait_stats {});
+    if (engine) {
+        turboprefill_reset_stats(engine);
+    }
+}
+
+// the work since the last report, for a log
+const char * llama_turboprefill::report() {
+    const int64_t n_pipelined = stats.n_ubatches_pipelined - stats_reported.n_ubatches_pipelined;
+    const int64_t n_standard  = stats.n_ubatches_standard  - stats_reported.n_ubatches_standard;
+
+    std::string res = n_pipelined == 0 ? "standard path" : format("pipelined over %u devices", n_devices);
+    res += format(": %lld of %lld ubatches", (long long) n_pipelined, (long long) (n_pipelined + n_standard));
+    if (n_standard > 0 && !reason.empty()) {
+        res += format(" (%s)", reason.c_str());
+    }
+
+    std::string list;
+    for (int i = 0; i < TURBOPREFILL_N_CAUSES; ++i) {
+        const turboprefill_wait_stats wait = get_wait((turboprefill_cause) i);
+        const int64_t n    = wait.n    - waits_reported[i].n;
+        const int64_t t_us = wait.t_us - waits_reported[i].t_us;
+        if (n > 0 && i != TURBOPREFILL_CAUSE_SLOT) {
+            list += format("%s%lld %s (%.1f ms)", list.empty() ? "" : ", ", (long long) n, turboprefill_cause_name((turboprefill_cause) i), t_us/1e3);
+        }
+        waits_reported[i] = wait;
+    }
+    stats_reported = stats;
+
+    text = res + ", waits: " + (list.empty() ? "none" : list);
+    return text.c_str();
+}
