@@ -162,7 +162,7 @@ private:
     template <typename T> static auto hidden_rows(const T & ctx, long) -> decltype(ctx.embd)       { return ctx.embd; }
 
     // contexts of draft models build other graphs, since June 2026
-    template <typename T> static auto is_default_type(const T & cparams, int)  -> decltype(cparams.ctx_type == LLAMA_CONTEXT_TYPE_DEFAULT) { return cparams.ctx_type == LLAMA_CONTEXT_TYPE_DEFAULT; }
+    template <typename T> static auto is_default_type(const T & cparams, int)  -> decltype((int) cparams.ctx_type == 0) { return (int) cparams.ctx_type == 0; }
     template <typename T> static bool is_default_type(const T & /*cparams*/, long) { return true; }
 
     // rows of results that a ubatch can have
