@@ -174,6 +174,13 @@ int32_t context::synchronize() {
     return ret;
 }
 
+int32_t context::results() {
+    use u(*this);
+    const int32_t ret = llama_turboprefill_results(*u);
+    u.native->abort.rethrow();
+    return ret;
+}
+
 void context::copy_outputs(output_kind kind, const i32_array & rows, f32_array & out) {
     if (rows.ndim() != 1 || out.ndim() != 2 || out.shape(0) != rows.shape(0)) {
         throw invalid_input("copy_outputs takes rows (n,) and out (n, width)");
@@ -227,7 +234,6 @@ py::array context::seq_embeddings(llama_seq_id seq_id) {
     std::vector<float> data;
     {
         use u(*this);
-        llama_synchronize(*u);
         u.native->abort.rethrow();
         const auto * model = u.native->model.get();
         const bool rank = llama_pooling_type(*u) == LLAMA_POOLING_TYPE_RANK;
@@ -320,6 +326,7 @@ void bind_context(py::module_ & m) {
             py::arg("tokens").noconvert(), py::arg("embd").noconvert(), py::arg("pos").noconvert(),
             py::arg("n_seq_id").noconvert(), py::arg("seq_id").noconvert(), py::arg("output").noconvert())
         .def("synchronize", &context::synchronize)
+        .def("results", &context::results)
         .def("copy_outputs", &context::copy_outputs,
             py::arg("kind"), py::arg("rows").noconvert(), py::arg("out").noconvert())
         .def("view_outputs", &context::view_outputs, py::arg("kind"))

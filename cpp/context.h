@@ -66,6 +66,7 @@ public:
                      const i32_array & pos, const i32_array & n_seq_id, const i32_array & seq_id,
                      const i8_array & output);
     int32_t   synchronize();
+    int32_t   results();
     void      copy_outputs(output_kind kind, const i32_array & rows, f32_array & out);
     py::array view_outputs(output_kind kind);
     py::array seq_embeddings(llama_seq_id seq_id);

@@ -194,6 +194,13 @@ static std::vector<llama_token> generate(llama_context * ctx, int n, int n_vocab
 static void print_turboprefill(llama_context * ctx) {
 #ifdef HAVE_TURBOPREFILL
     const auto stats = llama_turboprefill_get_stats(ctx);
+    std::string waits;
+    for (int32_t i = 0; i < llama_turboprefill_n_waits(); i++) {
+        llama_turboprefill_wait wait;
+        if (llama_turboprefill_get_wait(ctx, i, &wait)) {
+            waits += (waits.empty() ? "" : ",") + quoted(wait.cause) + ":" + std::to_string(wait.n);
+        }
+    }
     std::vector<std::string> transports;
     for (int32_t i = 0; i < llama_turboprefill_n_stages(ctx); i++) {
         llama_turboprefill_stage stage;
@@ -203,11 +210,11 @@ static void print_turboprefill(llama_context * ctx) {
     }
     printf(",\"turboprefill\":{\"enabled\":%s,\"n_ubatches_pipelined\":%lld,\"n_ubatches_standard\":%lld,\"n_slots\":%d,"
            "\"n_stages\":%d,\"mem_host\":%llu,\"mem_device\":%llu,\"n_bytes_moved\":%llu,\"t_capture_us\":%lld,"
-           "\"t_slot_wait_us\":%lld,\"reason\":%s,\"transports\":%s}",
+           "\"t_slot_wait_us\":%lld,\"waits\":{%s},\"reason\":%s,\"transports\":%s}",
         llama_turboprefill_enabled(ctx) ? "true" : "false", (long long) stats.n_ubatches_pipelined,
         (long long) stats.n_ubatches_standard, stats.n_slots, stats.n_stages, (unsigned long long) stats.mem_host,
         (unsigned long long) stats.mem_device, (unsigned long long) stats.n_bytes_moved, (long long) stats.t_capture_us,
-        (long long) stats.t_slot_wait_us, quoted(llama_turboprefill_reason(ctx)).c_str(), list(transports).c_str());
+        (long long) stats.t_slot_wait_us, waits.c_str(), quoted(llama_turboprefill_reason(ctx)).c_str(), list(transports).c_str());
 #else
     (void) ctx;
 #endif

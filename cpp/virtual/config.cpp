@@ -80,11 +80,13 @@ static void virt_set_peer(virt_config & config, const std::string & key, const s
     config.peer = it->second;
 }
 
-static void virt_set_events(virt_config & config, const std::string & key, const std::string & value) {
-    if (value != "on" && value != "off") {
-        throw virt_wrong(key, value, "on or off");
-    }
-    config.events = value == "on";
+static virt_setter virt_switch(bool virt_config::*member) {
+    return [=](virt_config & config, const std::string & key, const std::string & value) {
+        if (value != "on" && value != "off") {
+            throw virt_wrong(key, value, "on or off");
+        }
+        config.*member = value == "on";
+    };
 }
 
 static void virt_set_fail_as(virt_config & config, const std::string & key, const std::string & value) {
@@ -101,7 +103,8 @@ static void virt_set_fail_as(virt_config & config, const std::string & key, cons
 static const std::map<std::string, virt_setter> & virt_keys() {
     static const std::map<std::string, virt_setter> keys = {
         { "peer",          virt_set_peer },
-        { "events",        virt_set_events },
+        { "events",        virt_switch(&virt_config::events) },
+        { "fusion",        virt_switch(&virt_config::fusion) },
         { "split_us",      virt_real(&virt_config::split_us,      0,    1e9) },
         { "us_per_token",  virt_real(&virt_config::us_per_token,  0,    1e9) },
         { "slow",          virt_real(&virt_config::slow,          1e-3, 1e6) },

@@ -18,6 +18,7 @@ enum virt_peer {
 struct virt_config {
     virt_peer peer   = VIRT_PEER_ASYNC;
     bool      events = true;
+    bool      fusion = false; // plans graphs as backends do that fuse operations
 
     double split_us      = 0; // time of a graph, however many tokens it has
     double us_per_token  = 0; // and for each of its tokens

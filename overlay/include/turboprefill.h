@@ -44,6 +44,10 @@ LLAMA_API int32_t llama_turboprefill_synchronize(struct llama_context * ctx);
 // llama_synchronize().
 LLAMA_API bool llama_turboprefill_synchronize_results(struct llama_context * ctx);
 
+// The same, also where nothing is in flight, and returns what llama_turboprefill_synchronize() does; what failed behind the
+// results is left to the next call that waits for it.
+LLAMA_API int32_t llama_turboprefill_results(struct llama_context * ctx);
+
 // What was done since the last report or reset of the stats, in one line for a log. Valid until the next call.
 LLAMA_API const char * llama_turboprefill_report(struct llama_context * ctx);
 

@@ -33,6 +33,10 @@ bool llama_turboprefill_synchronize_results(llama_context * ctx) {
     return tp && tp->wait_results();
 }
 
+int32_t llama_turboprefill_results(llama_context * ctx) {
+    return llama_turboprefill::make(*ctx).results();
+}
+
 const char * llama_turboprefill_report(llama_context * ctx) {
     return llama_turboprefill::make(*ctx).report();
 }

@@ -116,6 +116,10 @@ int32_t llama_turboprefill::synchronize() {
     return turboprefill_decode_code(take_late());
 }
 
+int32_t llama_turboprefill::results() {
+    return wait_results() ? turboprefill_decode_code(take_late()) : synchronize();
+}
+
 // stays for the next decode to report, which is the first call that can
 void llama_turboprefill::note_late(ggml_status status) {
     if (status_late == GGML_STATUS_SUCCESS) {

@@ -72,6 +72,7 @@ struct llama_turboprefill {
     int32_t decode_begin();
     int32_t decode_end();
     int32_t synchronize();
+    int32_t results();
     void    clear();
 
     // turboprefill-api.cpp

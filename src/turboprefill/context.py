@@ -140,7 +140,9 @@ class Context(Monitored):
         self._outputs = outputs
 
     def logits(self, *, copy: bool = True) -> NDArray[np.float32]:
-        """Logits of the last ``decode_batch``, read-only, in the order of its tokens. Waits for the devices.
+        """Logits of the last ``decode_batch``, read-only, in the order of its tokens.
+
+        Waits for the last of its ubatches that has some; what is in flight behind that goes on.
 
         Args:
             copy: by default the array is a copy, made once per ``decode_batch``, and good for ever. False gives a
@@ -160,7 +162,7 @@ class Context(Monitored):
         return self._rows(_LOGITS, copy)
 
     def embeddings(self, seq_id: int | None = None, *, copy: bool = True) -> NDArray[np.float32]:
-        """Embeddings of the last ``decode_batch``, in a context with ``embeddings=True``. Waits for the devices.
+        """Embeddings of the last ``decode_batch``, in a context with ``embeddings=True``. Waits as :meth:`logits` does.
 
         Args:
             seq_id: the sequence, if embeddings are pooled.
@@ -177,7 +179,7 @@ class Context(Monitored):
         if self._pooled:
             if seq_id is None:
                 raise InvalidInputError("embeddings are pooled in this context; pass seq_id")
-            self.synchronize()
+            self._wait(self._native.results)
             return self._native.seq_embeddings(seq_id)
         if _EMBEDDINGS not in self._widths:
             raise InvalidInputError("this context makes no embeddings; create it with embeddings=True")
@@ -186,7 +188,7 @@ class Context(Monitored):
         return self._rows(_EMBEDDINGS, copy)
 
     def _rows(self, kind: core.OutputKind, copy: bool) -> NDArray[np.float32]:
-        self.synchronize()
+        self._wait(self._native.results)
         return self._outputs.rows(kind, copy=copy)
 
     def synchronize(self) -> None:
@@ -197,8 +199,11 @@ class Context(Monitored):
                 raised. Memory then holds what was computed, and there are no outputs.
             ClosedError: the context is closed.
         """
+        self._wait(self._native.synchronize)
+
+    def _wait(self, wait: Callable[[], int]) -> None:
         with log.capture() as captured:
-            code = self._native.synchronize()
+            code = wait()
         if code != 0:
             self._outputs = Outputs(self._native, self._widths)
             raise late_error(code, captured)

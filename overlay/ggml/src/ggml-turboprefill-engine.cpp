@@ -110,7 +110,9 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
     for (int i = 0; i < n_backends; i++) {
         turboprefill_stage & stage = *engine->stages[i];
         const size_t n_bytes = turboprefill_sched_input_bytes(sched, i);
-        if (ggml_backend_sched_get_n_copies(sched) == 1 && n_bytes > 0 && !turboprefill_reserve_landing(engine.get(), stage, n_bytes)) {
+        if (ggml_backend_sched_get_n_copies(sched) > 1) {
+            stage.landing_size = n_bytes;
+        } else if (n_bytes > 0 && !turboprefill_reserve_landing(engine.get(), stage, n_bytes)) {
             return nullptr;
         }
     }

@@ -118,7 +118,8 @@ struct turboprefill_stage {
     std::vector<ggml_backend_event_ptr> outbox_full;   // [n_slots] boundary is in the outbox
     std::vector<ggml_backend_event_ptr> boundary_done; // [n_slots] boundary handed over
 
-    std::vector<ggml_backend_buffer_ptr> landing; // [TURBOPREFILL_N_LANDINGS] or none: the scheduler's own copies are used
+    std::vector<ggml_backend_buffer_ptr> landing; // [TURBOPREFILL_N_LANDINGS] or none: in front of the compute buffer
+    size_t landing_size = 0;                      // of each region there
     std::vector<ggml_backend_buffer_ptr> staging; // [TURBOPREFILL_N_STAGINGS] host memory for the boundary that arrives here
 
     std::map<int, turboprefill_link> links; // to other stages, by their index
@@ -191,6 +192,7 @@ int  turboprefill_trace_cur_ubatch (turboprefill_trace * trace);
 
 // ggml-turboprefill-sched.inc and -order.inc: the scheduler's hooks, in the order in which they stand in ggml-backend.cpp
 bool turboprefill_queue_output (ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size);
+ggml_backend_t turboprefill_optimizer(ggml_backend_t backend);
 bool turboprefill_record_read  (const ggml_tensor * tensor, void * data, size_t offset, size_t size);
 void turboprefill_regroup      (ggml_backend_sched_t sched, ggml_cgraph * graph);
 void turboprefill_sched_drain  (ggml_backend_sched_t sched); // the devices are about to be read or used by somebody else

@@ -28,6 +28,9 @@ bool turboprefill_plan_grow(struct turboprefill_plan * plan, ggml_gallocr_t gall
 
 bool turboprefill_plan_fits(const struct turboprefill_plan * plan, ggml_gallocr_t galloc, struct ggml_cgraph * graph);
 
+// Where the plan has a leaf: in which buffer, and how far in. false: nowhere
+bool turboprefill_plan_find(const struct turboprefill_plan * plan, ggml_gallocr_t galloc, int i_leaf, ggml_backend_buffer_t * buffer, size_t * offset);
+
 // Gives the tensors of a graph that fits their addresses. The allocator's own plan stays.
 void turboprefill_plan_alloc(struct turboprefill_plan * plan, ggml_gallocr_t galloc, struct ggml_cgraph * graph);
 

@@ -57,6 +57,13 @@ class Shape:
     window_period: int = 0
     rope_base: float = 500000.0
     n_ctx_train: int = 131072
+    n_expert_group: int = 0  # of which each token chooses `n_expert_group_used` first
+    n_expert_group_used: int = 0
+    n_dense_lead: int = 0  # layers without experts, in front
+    q_rank: int = 0  # multi-head latent attention: ranks, and sizes of a head before it is compressed
+    kv_rank: int = 0
+    head_dim_rope: int = 0
+    head_dim_v: int = 0
     d_state: int = 16
     d_conv: int = 4
     n_ssm_head: int = 0
@@ -121,6 +128,25 @@ class _Tensors:
             self.bias(block + "ffn_up_exps.bias", s.n_expert, s.n_ff)
             self.bias(block + "ffn_down_exps.bias", s.n_expert, s.n_embd)
 
+    def shared_expert(self, block: str) -> None:
+        s = self.shape
+        self.matrix(block + "ffn_gate_shexp", s.n_ff, s.n_embd)
+        self.matrix(block + "ffn_up_shexp", s.n_ff, s.n_embd)
+        self.matrix(block + "ffn_down_shexp", s.n_embd, s.n_ff, gain=2.0)
+
+    def latent_attention(self, block: str) -> None:
+        """DeepSeek's attention: keys and values of all heads are made from one compressed row."""
+        s = self.shape
+        plain = s.head_dim - s.head_dim_rope
+        self.matrix(block + "attn_q_a", s.q_rank, s.n_embd)
+        self.norm(block + "attn_q_a_norm", s.q_rank)
+        self.matrix(block + "attn_q_b", s.n_head * s.head_dim, s.q_rank, gain=_SHARP)
+        self.matrix(block + "attn_kv_a_mqa", s.kv_rank + s.head_dim_rope, s.n_embd, gain=_SHARP)
+        self.norm(block + "attn_kv_a_norm", s.kv_rank)
+        self.matrix(block + "attn_k_b", s.n_head, s.kv_rank, plain)
+        self.matrix(block + "attn_v_b", s.n_head, s.head_dim_v, s.kv_rank)
+        self.matrix(block + "attn_output", s.n_embd, s.n_head * s.head_dim_v)
+
     def mamba(self, block: str, *, norms: bool = False) -> None:
         """First-generation Mamba block; `norms` as in Jamba."""
         s = self.shape
@@ -184,7 +210,22 @@ def _llama(out: _Tensors, block: str, _: int) -> None:
     out.norm(block + "attn_norm", out.shape.n_embd)
     out.attention(block)
     out.norm(block + "ffn_norm", out.shape.n_embd)
-    out.feed_forward(block)
+    if out.shape.n_expert:  # Mixtral
+        out.experts(block)
+    else:
+        out.feed_forward(block)
+
+
+def _deepseek2(out: _Tensors, block: str, layer: int) -> None:
+    out.norm(block + "attn_norm", out.shape.n_embd)
+    out.latent_attention(block)
+    out.norm(block + "ffn_norm", out.shape.n_embd)
+    if layer < out.shape.n_dense_lead:
+        out.feed_forward(block)
+    else:
+        out.experts(block)
+        out.bias(block + "exp_probs_b.bias", out.shape.n_expert)
+        out.shared_expert(block)
 
 
 def _qwen3moe(out: _Tensors, block: str, _: int) -> None:
@@ -239,6 +280,7 @@ def _granite_hybrid(out: _Tensors, block: str, layer: int) -> None:
 
 _BLOCKS: dict[str, Callable[[_Tensors, str, int], None]] = {
     "llama": _llama,
+    "deepseek2": _deepseek2,
     "qwen3moe": _qwen3moe,
     "gpt-oss": _gpt_oss,
     "gemma3": _gemma3,
@@ -258,6 +300,8 @@ def add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     if shape.arch == "mamba":
         writer.add_head_count(0)
+    elif shape.kv_rank:
+        _add_latent_attention(writer, shape)
     else:
         _add_attention(writer, shape)
     if shape.arch in ("mamba", "jamba", "granitehybrid"):
@@ -266,6 +310,14 @@ def add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
         writer.add_expert_count(shape.n_expert)
         writer.add_expert_used_count(shape.n_expert_used)
         writer.add_expert_feed_forward_length(shape.n_ff)
+    if shape.arch == "deepseek2":
+        writer.add_leading_dense_block_count(shape.n_dense_lead)
+        writer.add_expert_shared_count(1)
+        writer.add_expert_group_count(shape.n_expert_group)
+        writer.add_expert_group_used_count(shape.n_expert_group_used)
+        writer.add_expert_weights_scale(2.5)
+        writer.add_expert_weights_norm(True)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     if shape.window:
         writer.add_sliding_window(shape.window)
     if shape.window_period:
@@ -281,6 +333,19 @@ def _add_attention(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_freq_base(shape.rope_base)
+
+
+def _add_latent_attention(writer: gguf.GGUFWriter, shape: Shape) -> None:
+    writer.add_head_count(shape.n_head)
+    writer.add_head_count_kv(1)  # one compressed row for all heads
+    writer.add_q_lora_rank(shape.q_rank)
+    writer.add_kv_lora_rank(shape.kv_rank)
+    writer.add_key_length(shape.kv_rank + shape.head_dim_rope)
+    writer.add_value_length(shape.kv_rank)
+    writer.add_key_length_mla(shape.head_dim)
+    writer.add_value_length_mla(shape.head_dim_v)
+    writer.add_rope_dimension_count(shape.head_dim_rope)
     writer.add_rope_freq_base(shape.rope_base)
 
 
