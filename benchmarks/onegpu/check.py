@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -69,6 +70,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--server-model", default="", help="preset that llama-server loads")
     parser.add_argument("--server-args", default="", help="more options for llama-server, separated by blanks")
     parser.add_argument("--cuda-arch", default="native", help="CMAKE_CUDA_ARCHITECTURES (default: %(default)s)")
+    parser.add_argument("--module", type=Path, help="libggml-cuda.so of the same llama.cpp: compile no CUDA")
     parser.add_argument("--work", type=Path, default=Path("/tmp/turboprefill-onegpu"), help="kept")  # noqa: S108
     parser.add_argument("--out", type=Path, help="write everything that was counted there, as JSON")
     parser.add_argument("--build-only", action="store_true", help="compile and write models, measure nothing")
@@ -103,12 +105,19 @@ def build(options: argparse.Namespace) -> Path:
     from turboprefill.patcher import install
 
     install(tree, force=True, overlay=load_overlay())
-    flags = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_CUDA=ON", "-DGGML_CUDA_NCCL=OFF", "-DGGML_NATIVE=OFF"]
-    flags += [f"-DCMAKE_CUDA_ARCHITECTURES={options.cuda_arch}", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF"]
+    flags = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_BACKEND_DL=ON", "-DGGML_NATIVE=OFF"]
+    flags += ["-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF"]
     flags += [f"-DLLAMA_BUILD_{part}=OFF" for part in ("TESTS", "EXAMPLES", "UI", "APP")]
+    targets = ["llama-server", "ggml-cpu"]
+    if not options.module:
+        flags += ["-DGGML_CUDA=ON", "-DGGML_CUDA_NCCL=OFF", f"-DCMAKE_CUDA_ARCHITECTURES={options.cuda_arch}"]
+        targets.append("ggml-cuda")
     run("cmake", "-S", tree, "-B", tree / "build", "-G", "Ninja", *flags, log=log)
-    run("cmake", "--build", tree / "build", "-j", str(os.cpu_count()), "--target", "llama-server", log=log)
-    return tree / "build" / "bin"
+    run("cmake", "--build", tree / "build", "-j", str(os.cpu_count()), "--target", *targets, log=log)
+    libraries: Path = tree / "build" / "bin"
+    if options.module:
+        shutil.copyfile(options.module, libraries / "libggml-cuda.so")
+    return libraries
 
 
 def link_driver(options: argparse.Namespace, libraries: Path) -> Path:

@@ -58,6 +58,7 @@ const char * llama_turboprefill::why_not(const llama_ubatch & ubatch, llm_graph_
 
 void llama_turboprefill::count_standard(const llama_ubatch & ubatch, const char * why) {
     reason = why;
+    n_generated += ubatch.n_tokens == ubatch.n_seqs_unq;
     stats.n_ubatches_standard++;
     stats.n_tokens_standard += ubatch.n_tokens;
 }

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <unordered_map>
 #include <utility>
 
@@ -131,14 +132,16 @@ static void turboprefill_write(void * dst, const void * src, size_t size) {
     memcpy(dst, src, size);
 }
 
-// false: tokens of a sequence are not in the order of their positions, nothing was written
+// false: tokens of a sequence are not in the order of their positions, or upstream's sums of these overflow, and what it
+// makes of that is not for us to repeat. nothing was written then
 template <typename T>
 static bool turboprefill_fill(T * data, int64_t n_kv, const llama_ubatch & ubatch, const mask_window & window,
         const std::vector<llama_kv_cells> & v_cells, const std::vector<uint32_t> & seq_to_stream) {
     std::unordered_map<llama_seq_id, mask_rows<T>> seqs;
     for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
         const auto [it, first] = seqs.try_emplace(ubatch.seq_id[i][0]);
-        if (!first && it->second.last > ubatch.pos[i]) {
+        const llama_pos pos_max = std::numeric_limits<llama_pos>::max() - window.n - 32;
+        if ((!first && it->second.last > ubatch.pos[i]) || ubatch.pos[i] > pos_max) {
             return false;
         }
         it->second.last = ubatch.pos[i];

@@ -21,6 +21,7 @@ static const driver_scenario SCENARIOS[] = {
     { "memory",    scenario_memory    },
     { "behind",    scenario_behind    },
     { "in-flight", scenario_in_flight },
+    { "checkpoints", scenario_checkpoints },
     { "switches",  scenario_switches  },
     { "free",      scenario_free      },
     { "abort",     scenario_abort     },
@@ -104,11 +105,11 @@ static int run(int argc, char ** argv) {
         try {
             scenario.run(env);
         } catch (const std::exception & err) {
-            printf("%-10s FAILED: %s\n", scenario.name, err.what());
+            printf("%-11s FAILED: %s\n", scenario.name, err.what());
             return 1;
         }
         const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-        printf("%-10s ok, %lld ubatches pipelined, %.0f s\n", scenario.name, (long long) driver_take_count(), seconds.count());
+        printf("%-11s ok, %lld ubatches pipelined, %.0f s\n", scenario.name, (long long) driver_take_count(), seconds.count());
         fflush(stdout);
         n_run++;
     }

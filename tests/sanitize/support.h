@@ -81,6 +81,7 @@ void scenario_sequences(const driver_env & env);
 void scenario_memory   (const driver_env & env);
 void scenario_behind   (const driver_env & env);
 void scenario_in_flight(const driver_env & env);
+void scenario_checkpoints(const driver_env & env);
 void scenario_switches (const driver_env & env);
 void scenario_free     (const driver_env & env);
 void scenario_abort    (const driver_env & env);

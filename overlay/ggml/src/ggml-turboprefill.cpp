@@ -185,21 +185,12 @@ void turboprefill_clear_failure(turboprefill_engine * engine) {
 //
 
 const char * turboprefill_cause_name(turboprefill_cause cause) {
-    switch (cause) {
-        case TURBOPREFILL_CAUSE_RESULT:      return "result";
-        case TURBOPREFILL_CAUSE_SYNCHRONIZE: return "synchronize";
-        case TURBOPREFILL_CAUSE_MEMORY:      return "memory operation";
-        case TURBOPREFILL_CAUSE_STATE:       return "state";
-        case TURBOPREFILL_CAUSE_GRAPH:       return "standard-path graph";
-        case TURBOPREFILL_CAUSE_PLAN:        return "plan";
-        case TURBOPREFILL_CAUSE_BUFFER:      return "growing buffer";
-        case TURBOPREFILL_CAUSE_SETTING:     return "setting";
-        case TURBOPREFILL_CAUSE_ABORT:       return "abort callback";
-        case TURBOPREFILL_CAUSE_FAULT:       return "fault";
-        case TURBOPREFILL_CAUSE_SLOT:        return "full slots";
-        case TURBOPREFILL_N_CAUSES:          break;
-    }
-    GGML_ABORT("unknown cause %d", (int) cause);
+    static const char * const names[] = {
+        "result", "synchronize", "memory operation", "state", "standard-path graph", "plan", "growing buffer", "setting",
+        "abort callback", "fault", "full slots",
+    };
+    static_assert(sizeof(names)/sizeof(names[0]) == TURBOPREFILL_N_CAUSES, "one name for each cause");
+    return names[cause];
 }
 
 turboprefill_engine_stats turboprefill_get_stats(const turboprefill_engine * engine) {
