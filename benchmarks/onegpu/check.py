@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import traffic
-
 REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "benchmarks" / "server"))
+
+import traffic  # noqa: E402 # needs the path above
+from llama_server import server  # noqa: E402
+
 DRIVER = REPOSITORY / "benchmarks" / "gpu" / "driver.cpp"
 STEPS = ("waits", "traffic")
 # of a second prompt: its result, and a caller that is ahead of the devices
@@ -228,7 +231,7 @@ def check_traffic(options: argparse.Namespace, libraries: Path) -> Mapping[str, 
             "512",
         ]
         log = options.work / f"server-{mode}.log"
-        with traffic.server(
+        with server(
             [*command, *devices, *options.server_args.split()],
             environment(options, libraries, mode),
             18600 + int(mode),

@@ -58,7 +58,7 @@ const char * llama_turboprefill::why_not(const llama_ubatch & ubatch, llm_graph_
 
 void llama_turboprefill::count_standard(const llama_ubatch & ubatch, const char * why) {
     reason = why;
-    n_generated += ubatch.n_tokens == ubatch.n_seqs_unq;
+    n_not_prompt += ubatch.n_tokens == ubatch.n_seqs_unq || ctx.cparams.warmup;
     stats.n_ubatches_standard++;
     stats.n_tokens_standard += ubatch.n_tokens;
 }

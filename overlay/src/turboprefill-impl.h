@@ -115,7 +115,7 @@ private:
     turboprefill_slot * slot = nullptr; // captured, its results not yet asked for
 
     uint32_t n_devices      = 0; // that the pipeline has
-    int64_t n_generated     = 0; // ubatches of the standard path with one token per sequence, since the last report
+    int64_t n_not_prompt    = 0; // ubatches of the standard path that generated or warmed up, since the last report
     std::string text;            // what report() returned last
     llama_turboprefill_stats stats_reported = {};
     turboprefill_wait_stats  waits_reported[TURBOPREFILL_N_CAUSES] = {};

@@ -104,7 +104,7 @@ void llama_turboprefill::keep_waits() {
 
 void llama_turboprefill::reset_stats() {
     stats = stats_reported = {};
-    n_generated = 0;
+    n_not_prompt = 0;
     std::fill(std::begin(waits),          std::end(waits),          turboprefill_wait_stats {});
     std::fill(std::begin(waits_reported), std::end(waits_reported), turboprefill_wait_stats {});
     if (engine) {
@@ -115,7 +115,7 @@ void llama_turboprefill::reset_stats() {
 // the work since the last report, for a log
 const char * llama_turboprefill::report() {
     const int64_t n_pipelined = stats.n_ubatches_pipelined - stats_reported.n_ubatches_pipelined;
-    const int64_t n_standard  = stats.n_ubatches_standard  - stats_reported.n_ubatches_standard - n_generated;
+    const int64_t n_standard  = stats.n_ubatches_standard  - stats_reported.n_ubatches_standard - n_not_prompt;
 
     std::string res = n_pipelined == 0 ? "standard path" : format("pipelined over %u devices", n_devices);
     res += format(": %lld of %lld ubatches", (long long) n_pipelined, (long long) (n_pipelined + n_standard));
@@ -134,7 +134,7 @@ const char * llama_turboprefill::report() {
         waits_reported[i] = wait;
     }
     stats_reported = stats;
-    n_generated    = 0;
+    n_not_prompt   = 0;
 
     text = res + ", waits: " + (list.empty() ? "none" : list);
     return text.c_str();
