@@ -54,6 +54,21 @@ LLAMA_API size_t llama_turboprefill_read_size(struct llama_context * ctx, llama_
 LLAMA_API struct llama_turboprefill_read * llama_turboprefill_read_state(struct llama_context * ctx, uint8_t * data, size_t size, llama_seq_id seq_id, llama_state_seq_flags flags);
 LLAMA_API void llama_turboprefill_read_finish(struct llama_turboprefill_read * read);
 
+// Hidden rows of the last llama_decode(), for a reader that comes after later ones, see turboprefill-draft.h.
+// hold: they are kept; nullptr: nothing is in flight or the decode had outputs: read them now. due: enough is in flight behind
+// them to keep the devices busy while they are read. use: waits for them, and the context returns them as its results until
+// they are freed; false: a device failed, which the next llama_decode() returns. free takes nullptr as well.
+struct llama_turboprefill_rows;
+LLAMA_API struct llama_turboprefill_rows * llama_turboprefill_hold_rows(struct llama_context * ctx);
+LLAMA_API bool llama_turboprefill_rows_due (const struct llama_turboprefill_rows * rows);
+LLAMA_API bool llama_turboprefill_use_rows (      struct llama_turboprefill_rows * rows);
+LLAMA_API void llama_turboprefill_free_rows(      struct llama_turboprefill_rows * rows);
+
+// Called before a sequence (below 0: any) in the memory of ctx is changed or read, from position pos on, other than by
+// llama_decode(). nullptr: not any more.
+typedef void (*llama_turboprefill_before_use)(void * data, llama_seq_id seq_id, llama_pos pos);
+LLAMA_API void llama_turboprefill_set_before_use(struct llama_context * ctx, llama_turboprefill_before_use callback, void * data);
+
 struct llama_turboprefill_stats {
     int64_t n_ubatches_pipelined; // since the context was created or its stats were reset,
     int64_t n_ubatches_standard;  // counted while TurboPrefill is enabled

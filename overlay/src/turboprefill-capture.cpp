@@ -100,6 +100,7 @@ llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_
                 const llama_turboprefill_masks masks;
                 res->set_inputs(&ubatch);
 
+                n_ubatches_decode++;
                 stats.n_ubatches_pipelined++;
                 stats.n_tokens_pipelined += ubatch.n_tokens;
                 ret = GGML_STATUS_SUCCESS;

@@ -37,6 +37,7 @@ PRESETS: dict[str, Shape] = {
     "tiny-f16": replace(_TINY, kind=Type.F16),
     "tiny-q4k": replace(_TINY, kind=Type.Q4_K),
     "moe-tiny": replace(_TINY, arch="qwen3moe", n_ff=64, n_expert=8, n_expert_used=2),
+    "mtp-tiny": replace(_TINY, arch="glm4moe", n_ff=64, n_expert=8, n_expert_used=2, n_nextn=1),
     "gptoss-tiny": replace(
         _TINY,
         arch="gpt-oss",
