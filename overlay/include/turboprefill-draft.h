@@ -2,8 +2,8 @@
 //
 // A draft model for multi-token prediction computes every token of the prompt from the target's hidden row before it.
 // To wait for those rows after each llama_decode() would empty the pipeline. Batches that nobody has to sample from are
-// noted instead, and computed when the target has enough in flight behind them, in their order, and before anyone else uses
-// the draft model's memory.
+// noted instead, and computed when the target has enough in flight behind them: in pieces, while the target waits for its
+// devices, in their order, and before anyone else uses the draft model's memory.
 
 #pragma once
 
@@ -27,6 +27,7 @@ public:
         }
         if (ctx_dft) {
             llama_turboprefill_set_before_use(ctx_dft, nullptr, nullptr);
+            llama_turboprefill_set_between(ctx_tgt, nullptr, nullptr);
         }
     }
 
@@ -48,6 +49,7 @@ public:
         llama_turboprefill_set_before_use(ctx_dft, [](void * data, llama_seq_id seq_id, llama_pos pos) {
             ((llama_turboprefill_draft *) data)->before_use(seq_id, pos);
         }, this);
+        llama_turboprefill_set_between(ctx_tgt, [](void * data) { ((llama_turboprefill_draft *) data)->between(); }, this);
     }
 
     // of a batch that the target has just been given. true: this was done, or will be; result as of
@@ -57,8 +59,8 @@ public:
         if (!later) {
             flush();
         }
-        while (later && batches.size() > 1 && llama_turboprefill_rows_due(batches.front().rows)) {
-            compute_first();
+        while (later && batches.size() > 1 && state_of_first() == LLAMA_TURBOPREFILL_ROWS_LATE) {
+            compute_piece();
         }
         result = !std::exchange(failed, false);
         return later || !result;
@@ -67,7 +69,7 @@ public:
     // everything that was noted, before the draft model is used
     void flush() {
         while (!batches.empty() && !computing) {
-            compute_first();
+            compute_piece();
         }
     }
 
@@ -75,6 +77,8 @@ private:
     struct noted {
         common_batch              batch;
         llama_turboprefill_rows * rows;
+        int32_t                   n_piece; // tokens that are computed at once
+        int32_t                   n_done;
     };
 
     llama_context * ctx_tgt = nullptr;
@@ -95,21 +99,47 @@ private:
         if (!rows) {
             return false;
         }
-        batches.emplace_back();
+        // where the draft model's ubatches would end anyway: several sequences share them in another way
+        const bool one = std::all_of(batch.tokens.begin(), batch.tokens.end(), [&](const auto & token) {
+            return token.seq_id == batch.tokens[0].seq_id && token.seq_ids_extra.empty();
+        });
+        batches.push_back({ {}, rows, one ? (int32_t) llama_n_ubatch(ctx_dft) : batch.size(), 0 });
         batches.back().batch.tokens = batch.tokens;
         batches.back().batch.n_pos  = batch.n_pos;
-        batches.back().rows         = rows;
         return true;
     }
 
+    llama_turboprefill_rows_state state_of_first() const {
+        return llama_turboprefill_get_rows_state(batches.front().rows);
+    }
+
+    // while the target would wait
+    void between() {
+        if (!computing && !batches.empty() && state_of_first() != LLAMA_TURBOPREFILL_ROWS_EARLY) {
+            compute_piece();
+        }
+    }
+
     // if the target failed, its next llama_decode() says so
-    void compute_first() {
+    void compute_piece() {
+        noted & first = batches.front();
+        const int32_t n = std::min(first.n_piece, first.batch.size() - first.n_done);
+
         computing = true;
-        if (!failed && llama_turboprefill_use_rows(batches.front().rows)) {
-            failed = !compute(batches.front().batch);
+        const bool usable = !failed && llama_turboprefill_use_rows(first.rows, first.n_done);
+        if (usable) {
+            common_batch piece;
+            piece.tokens.assign(first.batch.tokens.begin() + first.n_done, first.batch.tokens.begin() + first.n_done + n);
+            piece.n_pos = first.batch.n_pos;
+            failed = !compute(piece);
+            llama_turboprefill_unuse_rows(ctx_tgt);
         }
         computing = false;
-        drop();
+
+        first.n_done += n;
+        if (!usable || first.n_done == first.batch.size()) {
+            drop();
+        }
     }
 
     void drop() {

@@ -146,6 +146,7 @@ void llama_turboprefill::cancel() {
 
 bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret, llm_graph_result *& res) {
     submit();
+    call_between();
 
     if (status_late != GGML_STATUS_SUCCESS) {
         // a device failed after this decode had begun: the tokens before these are gone

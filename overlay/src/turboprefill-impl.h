@@ -14,6 +14,7 @@
 #include "llama-context.h"
 #include "llama-graph.h"
 #include "llama-memory.h"
+#include "llama-model.h"
 
 #include <string>
 #include <utility>
@@ -84,9 +85,10 @@ struct llama_turboprefill {
 
     // turboprefill-rows.cpp
     struct llama_turboprefill_rows * hold_rows();
-    bool rows_due (const llama_turboprefill_rows & rows) const;
-    bool use_rows (      llama_turboprefill_rows & rows); // false: a device failed
-    void free_rows(      llama_turboprefill_rows & rows);
+    llama_turboprefill_rows_state rows_state(const llama_turboprefill_rows & rows) const;
+    bool use_rows (llama_turboprefill_rows & rows, int64_t i_first); // false: a device failed
+    void unuse_rows();
+    void free_rows(llama_turboprefill_rows & rows);
 
     // turboprefill-faults.cpp
     int32_t decode_begin();
@@ -110,6 +112,10 @@ struct llama_turboprefill {
     llama_turboprefill_before_use before_use = nullptr;
     void * before_use_data = nullptr;
     void call_before_use(llama_seq_id seq_id, llama_pos pos) const { if (before_use) { before_use(before_use_data, seq_id, pos); } }
+
+    // who has something to do when this context would have to wait for a slot
+    llama_turboprefill_between between = nullptr;
+    void * between_data = nullptr;
 
     llama_turboprefill_stats stats = {};
 
@@ -149,7 +155,8 @@ private:
 
     std::vector<llama_turboprefill_rows *> rows_held;
     std::vector<ggml_backend_buffer_ptr>   spare_buffers; // that rows were held in
-    llama_turboprefill_rows *              rows_used = nullptr; // what the context returns as results for now
+    llama_turboprefill_rows *              rows_used = nullptr; // what the context returns as results for now,
+    int64_t                                i_rows_used = 0;     // from this token on
 
     ggml_status status_late = GGML_STATUS_SUCCESS; // of ubatches whose decode had returned
 
@@ -177,7 +184,7 @@ private:
     // turboprefill-rows.cpp
     bool in_flight(const llama_turboprefill_rows & rows) const;
     ggml_backend_buffer_ptr spare_buffer(size_t size);
-    void unuse_rows();
+    void call_between();
     void fail_rows(int64_t i_ubatch);
 
     // turboprefill-faults.cpp
@@ -216,6 +223,20 @@ private:
         return true;
     }
     template <typename T> static bool exchange_rows(T & /*ctx*/, turboprefill_hidden_rows & /*rows*/, long) { return false; }
+
+    template <typename T> static auto shift_rows(T & ctx, int64_t n_tokens, int) -> decltype(ctx.embd_nextn, ctx.embd_layer_inp, void()) {
+        const auto shift = [&](auto & view, int64_t n_embd) {
+            if (view.data) {
+                view.data += n_tokens*n_embd;
+                view.size -= n_tokens*n_embd;
+            }
+        };
+        shift(ctx.embd_nextn, ctx.model.hparams.n_embd_out());
+        for (auto & layer : ctx.embd_layer_inp) {
+            shift(layer, ctx.model.hparams.n_embd);
+        }
+    }
+    template <typename T> static void shift_rows(T & /*ctx*/, int64_t /*n_tokens*/, long) {}
 
     // contexts of draft models build other graphs, since June 2026
     template <typename T> static auto is_default_type(const T & cparams, int)  -> decltype((int) cparams.ctx_type == 0) { return (int) cparams.ctx_type == 0; }

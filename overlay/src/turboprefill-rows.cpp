@@ -66,19 +66,20 @@ ggml_backend_buffer_ptr llama_turboprefill::spare_buffer(size_t size) {
     return res;
 }
 
-// true: the devices have work while the caller reads these rows, and computes as many ubatches on one of them
-bool llama_turboprefill::rows_due(const llama_turboprefill_rows & rows) const {
+// What comes behind keeps the devices busy: while the caller computes a ubatch or two with these rows between its own, or
+// all that belong to them. Where the slots of these have been taken again, there is nothing to wait for.
+llama_turboprefill_rows_state llama_turboprefill::rows_state(const llama_turboprefill_rows & rows) const {
     if (!in_flight(rows) || turboprefill_idle(engine)) {
-        return true;
+        return LLAMA_TURBOPREFILL_ROWS_LATE;
     }
     const int64_t n_behind = turboprefill_last_result(engine) - rows.i_ubatch;
-    return n_behind >= std::min<int64_t>(entries.size(), n_devices + rows.n_ubatches);
+    const int64_t n_enough = std::min<int64_t>(entries.size(), n_devices + rows.n_ubatches);
+    return n_behind < n_enough                   ? LLAMA_TURBOPREFILL_ROWS_EARLY
+         : n_behind < n_enough + rows.n_ubatches ? LLAMA_TURBOPREFILL_ROWS_DUE
+                                                 : LLAMA_TURBOPREFILL_ROWS_LATE;
 }
 
-bool llama_turboprefill::use_rows(llama_turboprefill_rows & rows) {
-    if (rows_used == &rows) {
-        return true;
-    }
+bool llama_turboprefill::use_rows(llama_turboprefill_rows & rows, int64_t i_first) {
     unuse_rows();
     if (in_flight(rows)) {
         wait(rows.i_ubatch, TURBOPREFILL_CAUSE_RESULT);
@@ -87,14 +88,25 @@ bool llama_turboprefill::use_rows(llama_turboprefill_rows & rows) {
         return false;
     }
     exchange_rows(ctx, rows.rows, 0);
-    rows_used = &rows;
+    ctx.output_reorder();
+    shift_rows(ctx, i_first, 0);
+    rows_used   = &rows;
+    i_rows_used = i_first;
     return true;
 }
 
 void llama_turboprefill::unuse_rows() {
     if (rows_used) {
+        shift_rows(ctx, -i_rows_used, 0);
         exchange_rows(ctx, rows_used->rows, 0);
         rows_used = nullptr;
+    }
+}
+
+// the caller's thread is about to wait for a slot: it may as well do something else
+void llama_turboprefill::call_between() {
+    if (between && engine && turboprefill_full(engine)) {
+        between(between_data);
     }
 }
 
@@ -127,14 +139,20 @@ llama_turboprefill_rows * llama_turboprefill_hold_rows(llama_context * ctx) {
     return tp ? tp->hold_rows() : nullptr;
 }
 
-bool llama_turboprefill_rows_due(const llama_turboprefill_rows * rows) {
+llama_turboprefill_rows_state llama_turboprefill_get_rows_state(const llama_turboprefill_rows * rows) {
     const auto owner = rows->owner.lock();
-    return !owner || owner->rows_due(*rows);
+    return owner ? owner->rows_state(*rows) : LLAMA_TURBOPREFILL_ROWS_LATE;
 }
 
-bool llama_turboprefill_use_rows(llama_turboprefill_rows * rows) {
+bool llama_turboprefill_use_rows(llama_turboprefill_rows * rows, int32_t i_first) {
     const auto owner = rows->owner.lock();
-    return owner && owner->use_rows(*rows);
+    return owner && owner->use_rows(*rows, i_first);
+}
+
+void llama_turboprefill_unuse_rows(llama_context * ctx) {
+    if (auto * tp = llama_turboprefill::get(*ctx)) {
+        tp->unuse_rows();
+    }
 }
 
 void llama_turboprefill_free_rows(llama_turboprefill_rows * rows) {
@@ -151,4 +169,10 @@ void llama_turboprefill_set_before_use(llama_context * ctx, llama_turboprefill_b
     auto & tp = llama_turboprefill::make(*ctx);
     tp.before_use      = callback;
     tp.before_use_data = data;
+}
+
+void llama_turboprefill_set_between(llama_context * ctx, llama_turboprefill_between callback, void * data) {
+    auto & tp = llama_turboprefill::make(*ctx);
+    tp.between      = callback;
+    tp.between_data = data;
 }

@@ -112,6 +112,15 @@ int64_t turboprefill_last_result(const turboprefill_engine * engine) {
     return engine->i_result;
 }
 
+bool turboprefill_full(turboprefill_engine * engine) {
+    const int64_t ubatch = engine->slots[engine->n_submitted % engine->params.n_slots]->ubatch;
+    if (ubatch < engine->n_done) {
+        return false;
+    }
+    std::lock_guard<std::mutex> lock(engine->mutex);
+    return std::any_of(engine->stages.begin(), engine->stages.end(), [&](const auto & stage) { return stage->n_issued <= ubatch; });
+}
+
 bool turboprefill_idle(const turboprefill_engine * engine) {
     return engine->n_done == engine->n_submitted;
 }
