@@ -117,8 +117,9 @@ bool turboprefill_full(turboprefill_engine * engine) {
     if (ubatch < engine->n_done) {
         return false;
     }
+    // what a device was given last it may have computed or not
     std::lock_guard<std::mutex> lock(engine->mutex);
-    return std::any_of(engine->stages.begin(), engine->stages.end(), [&](const auto & stage) { return stage->n_issued <= ubatch; });
+    return std::any_of(engine->stages.begin(), engine->stages.end(), [&](const auto & stage) { return stage->n_issued <= ubatch + 1; });
 }
 
 bool turboprefill_idle(const turboprefill_engine * engine) {
