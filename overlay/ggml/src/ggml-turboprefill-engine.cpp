@@ -78,8 +78,7 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
     auto engine = std::make_unique<turboprefill_engine>();
     engine->sched    = sched;
     engine->params   = params;
-    // not the scheduler's own: a plan for another kind of graph, whose ubatch may still be computed, has other tensors there
-    engine->n_copies = TURBOPREFILL_N_LANDINGS;
+    engine->n_copies = ggml_backend_sched_get_n_copies(sched) > 1 ? ggml_backend_sched_get_n_copies(sched) : TURBOPREFILL_N_LANDINGS;
 
     // the scheduler's choice for the CPU: pinned if the first device offers it
     engine->host_buft = ggml_backend_sched_get_buffer_type(sched, ggml_backend_sched_get_backend(sched, n_backends - 1));
@@ -111,7 +110,7 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
     for (int i = 0; i < n_backends; i++) {
         turboprefill_stage & stage = *engine->stages[i];
         const size_t n_bytes = turboprefill_sched_input_bytes(sched, i);
-        if (n_bytes > 0 && !turboprefill_reserve_landing(engine.get(), stage, n_bytes)) {
+        if (ggml_backend_sched_get_n_copies(sched) == 1 && n_bytes > 0 && !turboprefill_reserve_landing(engine.get(), stage, n_bytes)) {
             return nullptr;
         }
     }

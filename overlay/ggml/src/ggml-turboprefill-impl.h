@@ -118,7 +118,7 @@ struct turboprefill_stage {
     std::vector<ggml_backend_event_ptr> outbox_full;   // [n_slots] boundary is in the outbox
     std::vector<ggml_backend_event_ptr> boundary_done; // [n_slots] boundary handed over
 
-    std::vector<ggml_backend_buffer_ptr> landing; // [TURBOPREFILL_N_LANDINGS]
+    std::vector<ggml_backend_buffer_ptr> landing; // [TURBOPREFILL_N_LANDINGS] or none: the scheduler's own copies are used
     std::vector<ggml_backend_buffer_ptr> staging; // [TURBOPREFILL_N_STAGINGS] host memory for the boundary that arrives here
 
     std::map<int, turboprefill_link> links; // to other stages, by their index
@@ -145,7 +145,7 @@ struct turboprefill_engine {
 
     ggml_backend_buffer_type_t host_buft;
 
-    int  n_copies;          // regions for inputs per device
+    int  n_copies;          // regions for inputs per device: the scheduler's copies, or our landings
     bool capturing = false; // between capture_begin and submit: the scheduler is ours, its hooks stay quiet
 
     mutable std::mutex      mutex;
