@@ -58,6 +58,32 @@ LLAMA_API size_t llama_turboprefill_read_size(struct llama_context * ctx, llama_
 LLAMA_API struct llama_turboprefill_read * llama_turboprefill_read_state(struct llama_context * ctx, uint8_t * data, size_t size, llama_seq_id seq_id, llama_state_seq_flags flags);
 LLAMA_API void llama_turboprefill_read_finish(struct llama_turboprefill_read * read);
 
+// Hidden rows of the last llama_decode(), for a reader that comes after later ones, see turboprefill-draft.h.
+// hold: they are kept; nullptr: nothing is in flight or the decode had outputs: read them now. use: waits for them, and the
+// context returns those from token i_first on as its results until unuse; false: a device failed, which the next llama_decode()
+// returns. free takes nullptr as well.
+struct llama_turboprefill_rows;
+LLAMA_API struct llama_turboprefill_rows * llama_turboprefill_hold_rows(struct llama_context * ctx);
+LLAMA_API bool llama_turboprefill_use_rows  (struct llama_turboprefill_rows * rows, int32_t i_first);
+LLAMA_API void llama_turboprefill_unuse_rows(struct llama_context * ctx);
+LLAMA_API void llama_turboprefill_free_rows (struct llama_turboprefill_rows * rows);
+
+enum llama_turboprefill_rows_state {
+    LLAMA_TURBOPREFILL_ROWS_EARLY, // whoever uses them now waits, and the devices have little to do meanwhile
+    LLAMA_TURBOPREFILL_ROWS_DUE,   // enough is in flight behind them
+    LLAMA_TURBOPREFILL_ROWS_LATE,  // so much that it may be better not to wait any longer
+};
+LLAMA_API enum llama_turboprefill_rows_state llama_turboprefill_get_rows_state(const struct llama_turboprefill_rows * rows);
+
+// Called between the ubatches of llama_decode(), when it would have to wait for the devices. nullptr: not any more.
+typedef void (*llama_turboprefill_between)(void * data);
+LLAMA_API void llama_turboprefill_set_between(struct llama_context * ctx, llama_turboprefill_between callback, void * data);
+
+// Called before a sequence (below 0: any) in the memory of ctx is changed or read, from position pos on, other than by
+// llama_decode(). nullptr: not any more.
+typedef void (*llama_turboprefill_before_use)(void * data, llama_seq_id seq_id, llama_pos pos);
+LLAMA_API void llama_turboprefill_set_before_use(struct llama_context * ctx, llama_turboprefill_before_use callback, void * data);
+
 struct llama_turboprefill_stats {
     int64_t n_ubatches_pipelined; // since the context was created or its stats were reset,
     int64_t n_ubatches_standard;  // counted while TurboPrefill is enabled

@@ -101,6 +101,7 @@ llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_
                 const llama_turboprefill_masks masks;
                 res->set_inputs(&ubatch);
 
+                n_ubatches_decode++;
                 stats.n_ubatches_pipelined++;
                 stats.n_tokens_pipelined += ubatch.n_tokens;
                 ret = GGML_STATUS_SUCCESS;
@@ -146,6 +147,7 @@ void llama_turboprefill::cancel() {
 
 bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret, llm_graph_result *& res) {
     submit();
+    call_between();
 
     if (status_late != GGML_STATUS_SUCCESS) {
         // a device failed after this decode had begun: the tokens before these are gone

@@ -1,6 +1,7 @@
 #include "turboprefill-context.h"
 #include "turboprefill-impl.h"
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -101,7 +102,17 @@ void llama_turboprefill_before_synchronize(llama_context & ctx) {
 
 bool llama_turboprefill_wait_state(llama_context & ctx, llama_seq_id seq_id) {
     auto * tp = llama_turboprefill::get(ctx);
-    return tp && tp->wait_state(seq_id);
+    if (!tp) {
+        return false;
+    }
+    tp->call_before_use(seq_id, 0);
+    return tp->wait_state(seq_id);
+}
+
+void llama_turboprefill_before_state(llama_context & ctx) {
+    if (auto * tp = llama_turboprefill::get(ctx)) {
+        tp->call_before_use(-1, 0);
+    }
 }
 
 void llama_context::synchronize_results() {
@@ -122,12 +133,24 @@ static llama_turboprefill * turboprefill_of_memory(const llama_memory_i * memory
 
 void llama_turboprefill_wait_memory(llama_memory_i * memory, llama_seq_id seq_id) {
     if (auto * tp = turboprefill_of_memory(memory)) {
+        tp->call_before_use(-1, 0);
         tp->wait_seq(seq_id, TURBOPREFILL_CAUSE_MEMORY);
     }
 }
 
+// cells that go make room for others: what comes after them would lie elsewhere. nothing goes before most batches
+void llama_turboprefill_before_remove(llama_memory_i * memory, llama_seq_id seq_id, llama_pos p0) {
+    auto * tp = turboprefill_of_memory(memory);
+    if (!tp || !tp->before_use) {
+        return;
+    }
+    const bool removes = seq_id < 0 || memory->seq_pos_max(seq_id) >= std::max(p0, 0);
+    tp->call_before_use(removes ? -1 : seq_id, removes ? 0 : std::max(p0, 0));
+}
+
 void llama_turboprefill_clear_memory(llama_memory_i * memory) {
     if (auto * tp = turboprefill_of_memory(memory)) {
+        tp->call_before_use(-1, 0);
         tp->clear();
     }
 }

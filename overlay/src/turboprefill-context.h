@@ -48,6 +48,11 @@ void llama_turboprefill_before_synchronize(llama_context & ctx);
 // for what a sequence has in flight, below 0: for everything. false: nothing is in flight
 bool llama_turboprefill_wait_state(llama_context & ctx, llama_seq_id seq_id);
 
+// the state is about to be replaced
+void llama_turboprefill_before_state(llama_context & ctx);
+
+// cells of a sequence are about to go
+void llama_turboprefill_before_remove(llama_memory_i * memory, llama_seq_id seq_id, llama_pos p0);
 // for what a sequence of this memory has in flight
 void llama_turboprefill_wait_memory(llama_memory_i * memory, llama_seq_id seq_id);
 // for everything, and what failed before does not matter any more

@@ -28,6 +28,8 @@ ggml_status llama_turboprefill::recover() {
     // a later ubatch may have failed first, and an earlier one after that
     const turboprefill_failure first = turboprefill_get_failure(engine);
 
+    fail_rows(first.ubatch);
+
     std::map<llama_seq_id, llama_pos> pos_min;
     for (const auto & entry : entries) {
         const llama_ubatch & ubatch = entry.ubatch;
@@ -91,6 +93,7 @@ static int32_t turboprefill_decode_code(ggml_status status) {
 
 // the caller is about to read results that were never made: nothing there may be taken for them
 void llama_turboprefill::spoil_outputs() {
+    unuse_rows();
     const float nan = std::numeric_limits<float>::quiet_NaN();
     // output_reserve() has noted the sizes of a larger buffer when it drains to replace this one
     const auto fill = [&](const auto & view) {
@@ -141,6 +144,8 @@ ggml_status llama_turboprefill::take_late() {
 
 int32_t llama_turboprefill::decode_begin() {
     reason.clear();
+    unuse_rows();
+    n_ubatches_decode = 0;
 
     note_late(recover());
     const ggml_status status = take_late();

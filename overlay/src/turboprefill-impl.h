@@ -8,12 +8,16 @@
 
 #include "ggml-turboprefill.h"
 
+#include "ggml-cpp.h"
+
 #include "llama-batch.h"
 #include "llama-context.h"
 #include "llama-graph.h"
 #include "llama-memory.h"
+#include "llama-model.h"
 
 #include <string>
+#include <utility>
 #include <vector>
 
 // a ubatch in flight
@@ -21,6 +25,17 @@ struct llama_turboprefill_entry {
     llm_graph_result_ptr res;
     llama_ubatch         ubatch = {};   // keeps the data it points to
     int64_t              i_ubatch = -1; // its number in the engine, -1: none
+};
+
+// rows of hidden states of all tokens of a decode, and in which order they are
+struct turboprefill_hidden_rows {
+    struct view {
+        float * data = nullptr;
+        size_t  size = 0;
+    };
+    view                 nextn;
+    std::vector<view>    layer_inp;
+    std::vector<int32_t> batch_idxs;
 };
 
 // whether the scheduler groups nodes by device: recurrent models need it, for others it would be work for nothing
@@ -68,6 +83,13 @@ struct llama_turboprefill {
     struct llama_turboprefill_read * read_state(uint8_t * data, size_t size, llama_seq_id seq_id, llama_state_seq_flags flags);
     void read_finish(int64_t i_engine_read, int64_t i_ubatch);
 
+    // turboprefill-rows.cpp
+    struct llama_turboprefill_rows * hold_rows();
+    llama_turboprefill_rows_state rows_state(const llama_turboprefill_rows & rows) const;
+    bool use_rows (llama_turboprefill_rows & rows, int64_t i_first); // false: a device failed
+    void unuse_rows();
+    void free_rows(llama_turboprefill_rows & rows);
+
     // turboprefill-faults.cpp
     int32_t decode_begin();
     int32_t decode_end();
@@ -86,6 +108,15 @@ struct llama_turboprefill {
     bool reading = false; // state, behind the ubatches in flight: nobody need wait
 
     std::string reason; // why ubatches of the last decode took the standard path
+
+    // whoever owes the memory some tokens, see turboprefill-draft.h
+    llama_turboprefill_before_use before_use = nullptr;
+    void * before_use_data = nullptr;
+    void call_before_use(llama_seq_id seq_id, llama_pos pos) const { if (before_use) { before_use(before_use_data, seq_id, pos); } }
+
+    // who has something to do when this context would have to wait for a slot
+    llama_turboprefill_between between = nullptr;
+    void * between_data = nullptr;
 
     llama_turboprefill_stats stats = {};
 
@@ -122,6 +153,13 @@ private:
     uint32_t n_ubatch       = 0; // the context's own while another is used, else 0
     uint64_t n_tokens_begun = 0; // decoded since nothing was in flight
 
+    int64_t n_ubatches_decode = 0; // captured by the last decode
+
+    std::vector<llama_turboprefill_rows *> rows_held;
+    std::vector<ggml_backend_buffer_ptr>   spare_buffers; // that rows were held in
+    llama_turboprefill_rows *              rows_used = nullptr; // what the context returns as results for now,
+    int64_t                                i_rows_used = 0;     // from this token on
+
     ggml_status status_late = GGML_STATUS_SUCCESS; // of ubatches whose decode had returned
 
     // turboprefill-sched.cpp
@@ -145,6 +183,12 @@ private:
     // turboprefill-wait.cpp
     void wait(int64_t i_ubatch, turboprefill_cause cause);
 
+    // turboprefill-rows.cpp
+    bool in_flight(const llama_turboprefill_rows & rows) const;
+    ggml_backend_buffer_ptr spare_buffer(size_t size);
+    void call_between();
+    void fail_rows(int64_t i_ubatch);
+
     // turboprefill-faults.cpp
     ggml_status recover();
     bool        has_window(llama_seq_id seq_id, llama_pos pos) const;
@@ -162,6 +206,39 @@ private:
     // hidden states for multi-token prediction
     template <typename T> static auto hidden_rows(const T & ctx, int)  -> decltype(ctx.embd_nextn) { return ctx.embd_nextn; }
     template <typename T> static auto hidden_rows(const T & ctx, long) -> decltype(ctx.embd)       { return ctx.embd; }
+
+    // the hidden rows of a context and those given here change places. false: none, or not of all tokens
+    template <typename T> static auto exchange_rows(T & ctx, turboprefill_hidden_rows & rows, int) -> decltype(ctx.embd_nextn, ctx.embd_layer_inp, ctx.embd_batch_idxs, bool()) {
+        if (ctx.cparams.embeddings_nextn_masked || (!ctx.embd_nextn.data && !rows.nextn.data)) {
+            return false;
+        }
+        const auto exchange = [](auto & view, turboprefill_hidden_rows::view & other) {
+            std::swap(view.data, other.data);
+            std::swap(view.size, other.size);
+        };
+        exchange(ctx.embd_nextn, rows.nextn);
+        rows.layer_inp.resize(ctx.embd_layer_inp.size());
+        for (size_t i = 0; i < rows.layer_inp.size(); ++i) {
+            exchange(ctx.embd_layer_inp[i], rows.layer_inp[i]);
+        }
+        ctx.embd_batch_idxs.swap(rows.batch_idxs);
+        return true;
+    }
+    template <typename T> static bool exchange_rows(T & /*ctx*/, turboprefill_hidden_rows & /*rows*/, long) { return false; }
+
+    template <typename T> static auto shift_rows(T & ctx, int64_t n_tokens, int) -> decltype(ctx.embd_nextn, ctx.embd_layer_inp, void()) {
+        const auto shift = [&](auto & view, int64_t n_embd) {
+            if (view.data) {
+                view.data += n_tokens*n_embd;
+                view.size -= n_tokens*n_embd;
+            }
+        };
+        shift(ctx.embd_nextn, ctx.model.hparams.n_embd_out());
+        for (auto & layer : ctx.embd_layer_inp) {
+            shift(layer, ctx.model.hparams.n_embd);
+        }
+    }
+    template <typename T> static void shift_rows(T & /*ctx*/, int64_t /*n_tokens*/, long) {}
 
     // contexts of draft models build other graphs, since June 2026
     template <typename T> static auto is_default_type(const T & cparams, int)  -> decltype((int) cparams.ctx_type == 0) { return (int) cparams.ctx_type == 0; }

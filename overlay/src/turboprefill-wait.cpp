@@ -41,6 +41,9 @@ void llama_turboprefill::wait(int64_t i_ubatch, turboprefill_cause cause) {
 
 // a ubatch of the standard path is not in the engine's books: there is one only while nothing else is in flight
 bool llama_turboprefill::wait_results() {
+    if (rows_used) {
+        return true;
+    }
     if (!engine) {
         return false;
     }

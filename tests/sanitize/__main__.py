@@ -27,7 +27,16 @@ from turboprefill.tool_errors import ToolError
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-PRESETS = ("tiny", "moe-tiny", "gptoss-tiny", "gemma3-tiny", "mamba-tiny", "jamba-tiny", "granite-hybrid-tiny")
+PRESETS = (
+    "tiny",
+    "moe-tiny",
+    "mtp-tiny",
+    "gptoss-tiny",
+    "gemma3-tiny",
+    "mamba-tiny",
+    "jamba-tiny",
+    "granite-hybrid-tiny",
+)
 ADAPTED = ("tiny", "gemma3-tiny")  # those that the scenario in-flight uses
 _REPORT = re.compile(r"WARNING: ThreadSanitizer|ERROR: \w+Sanitizer|: runtime error: ")
 

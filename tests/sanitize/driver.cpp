@@ -29,6 +29,7 @@ static const driver_scenario SCENARIOS[] = {
     { "buffers",   scenario_buffers   },
     { "threads",   scenario_threads   },
     { "rpc",       scenario_rpc       },
+    { "rows",      scenario_rows      },
 };
 
 static std::vector<ggml_backend_dev_t> devices_of(ggml_backend_reg_t reg) {

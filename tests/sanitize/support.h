@@ -89,3 +89,4 @@ void scenario_faults   (const driver_env & env);
 void scenario_buffers  (const driver_env & env);
 void scenario_threads  (const driver_env & env);
 void scenario_rpc      (const driver_env & env);
+void scenario_rows     (const driver_env & env);

@@ -158,6 +158,8 @@ GGML_API void turboprefill_wait (turboprefill_engine * engine, int64_t ubatch, t
 GGML_API void turboprefill_drain(turboprefill_engine * engine, turboprefill_cause cause);
 // Waits until host stages have computed every submitted ubatch: their faults are known then.
 GGML_API void turboprefill_drain_host(turboprefill_engine * engine);
+// the next ubatch would have to wait for a slot, or almost
+GGML_API bool turboprefill_full (turboprefill_engine * engine);
 GGML_API bool turboprefill_idle (const turboprefill_engine * engine);
 
 GGML_API const char * turboprefill_cause_name(turboprefill_cause cause);

@@ -112,6 +112,16 @@ int64_t turboprefill_last_result(const turboprefill_engine * engine) {
     return engine->i_result;
 }
 
+bool turboprefill_full(turboprefill_engine * engine) {
+    const int64_t ubatch = engine->slots[engine->n_submitted % engine->params.n_slots]->ubatch;
+    if (ubatch < engine->n_done) {
+        return false;
+    }
+    // what a device was given last it may have computed or not
+    std::lock_guard<std::mutex> lock(engine->mutex);
+    return std::any_of(engine->stages.begin(), engine->stages.end(), [&](const auto & stage) { return stage->n_issued <= ubatch + 1; });
+}
+
 bool turboprefill_idle(const turboprefill_engine * engine) {
     return engine->n_done == engine->n_submitted;
 }

@@ -55,6 +55,7 @@ PRESETS: dict[str, Shape] = {
         head_dim_rope=64,
         head_dim_v=64,
     ),
+    "mtp-tiny": replace(_TINY, arch="glm4moe", n_ff=64, n_expert=8, n_expert_used=2, n_nextn=1),
     "gptoss-tiny": replace(
         _TINY,
         arch="gpt-oss",

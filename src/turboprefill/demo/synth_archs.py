@@ -37,6 +37,8 @@ class Tensor:
 class Shape:
     """Sizes of a model. `kind` is the format of the large matrices, `expert_kind` that of the experts' (None: `kind`).
 
+    `n_nextn` layers behind the others draft further tokens (glm4moe only).
+
     Layers whose index modulo `period` is in `attention` have attention, the others a recurrent block
     (hybrid families only).
     """
@@ -53,6 +55,7 @@ class Shape:
     expert_kind: Type | None = None
     n_expert: int = 0
     n_expert_used: int = 0
+    n_nextn: int = 0
     window: int = 0
     window_period: int = 0
     rope_base: float = 500000.0
@@ -147,6 +150,14 @@ class _Tensors:
         self.matrix(block + "attn_v_b", s.n_head, s.head_dim_v, s.kv_rank)
         self.matrix(block + "attn_output", s.n_embd, s.n_head * s.head_dim_v)
 
+    def drafts(self, block: str) -> None:
+        """What makes a layer draft: the token that it starts from counts more than the target's hidden row."""
+        n = self.shape.n_embd
+        self.norm(block + "nextn.enorm", n)
+        self.norm(block + "nextn.hnorm", n)
+        self.norm(block + "nextn.shared_head_norm", n)
+        self.values(block + "nextn.eh_proj.weight", (n, 2 * n), _token_and_some_noise(n))
+
     def mamba(self, block: str, *, norms: bool = False) -> None:
         """First-generation Mamba block; `norms` as in Jamba."""
         s = self.shape
@@ -188,6 +199,14 @@ def _decay_per_state(channels: int, d_state: int) -> Fill:
     return lambda _: np.tile(-np.arange(1, d_state + 1, dtype=np.float32), (channels, 1))
 
 
+def _token_and_some_noise(n: int) -> Fill:
+    def fill(rng: np.random.Generator) -> npt.NDArray[Any]:
+        noise = rng.standard_normal((n, n), dtype=np.float32) / np.float32(np.sqrt(n))
+        return np.hstack([8 * np.eye(n, dtype=np.float32), noise])
+
+    return fill
+
+
 def tensors(shape: Shape) -> list[Tensor]:
     """All tensors of a model, in the order in which the file holds them."""
     out = _Tensors(shape)
@@ -196,12 +215,14 @@ def tensors(shape: Shape) -> list[Tensor]:
     out.tensors.append(Tensor("token_embd.weight", (shape.n_vocab, shape.n_embd), embedding, _embedding_std(shape)))
     out.norm("output_norm", shape.n_embd)
     out.matrix("output", shape.n_vocab, shape.n_embd, kind=embedding, gain=3.0)
-    for layer in range(shape.n_layer):
+    for layer in range(shape.n_layer + shape.n_nextn):
         _BLOCKS[shape.arch](out, f"blk.{layer}.", layer)
     return out.tensors
 
 
 def _embedding_std(shape: Shape) -> float:
+    if shape.n_nextn:
+        return 6.0  # the token itself outweighs context: a draft is right now and then
     scale = float(np.sqrt(shape.n_embd)) if shape.arch == "gemma3" else 1.0  # which gemma multiplies by
     return 0.5 / scale
 
@@ -233,6 +254,18 @@ def _qwen3moe(out: _Tensors, block: str, _: int) -> None:
     out.attention(block, head_norms=True)
     out.norm(block + "ffn_norm", out.shape.n_embd)
     out.experts(block)
+
+
+def _glm4moe(out: _Tensors, block: str, layer: int) -> None:
+    s = out.shape
+    out.norm(block + "attn_norm", s.n_embd)
+    out.attention(block, head_norms=True)
+    out.norm(block + "post_attention_norm", s.n_embd)
+    out.experts(block)
+    out.bias(block + "exp_probs_b.bias", s.n_expert)
+    out.shared_expert(block)
+    if layer >= s.n_layer:
+        out.drafts(block)
 
 
 def _gpt_oss(out: _Tensors, block: str, _: int) -> None:
@@ -282,6 +315,7 @@ _BLOCKS: dict[str, Callable[[_Tensors, str, int], None]] = {
     "llama": _llama,
     "deepseek2": _deepseek2,
     "qwen3moe": _qwen3moe,
+    "glm4moe": _glm4moe,
     "gpt-oss": _gpt_oss,
     "gemma3": _gemma3,
     "mamba": _mamba,
@@ -292,7 +326,7 @@ _BLOCKS: dict[str, Callable[[_Tensors, str, int], None]] = {
 
 def add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
     """Write the hyperparameters that llama.cpp needs for the family."""
-    writer.add_block_count(shape.n_layer)
+    writer.add_block_count(shape.n_layer + shape.n_nextn)
     writer.add_context_length(shape.n_ctx_train)
     writer.add_embedding_length(shape.n_embd)
     writer.add_feed_forward_length(0 if shape.arch == "mamba" else shape.n_ff)
@@ -318,6 +352,11 @@ def add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
         writer.add_expert_weights_scale(2.5)
         writer.add_expert_weights_norm(True)
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    if shape.arch == "glm4moe":
+        writer.add_expert_shared_count(1)
+        writer.add_expert_weights_scale(1.0)
+        writer.add_expert_weights_norm(True)
+        writer.add_nextn_predict_layers(shape.n_nextn)
     if shape.window:
         writer.add_sliding_window(shape.window)
     if shape.window_period:

@@ -1,0 +1,178 @@
+// TurboPrefill: hidden rows of a decode that are read after later decodes, see turboprefill-draft.h
+//
+// Nothing is copied: the rows stay in the buffer that the devices write to, and the context goes on with another one.
+
+#include "turboprefill-impl.h"
+
+#include <algorithm>
+
+// of a decode, until its reader is done
+struct llama_turboprefill_rows {
+    std::weak_ptr<llama_turboprefill> owner; // gone: it waited before it went
+
+    ggml_backend_buffer_ptr  buffer;
+    turboprefill_hidden_rows rows;
+
+    int64_t i_engine   = 0; // a later engine began with nothing in flight
+    int64_t i_ubatch   = 0; // the last one that makes some of them
+    int64_t n_ubatches = 0;
+    bool    failed     = false;
+};
+
+// what was in flight when the engine of these rows went has arrived
+bool llama_turboprefill::in_flight(const llama_turboprefill_rows & rows) const {
+    return engine && rows.i_engine == i_engine;
+}
+
+llama_turboprefill_rows * llama_turboprefill::hold_rows() {
+    if (!engine || rows_used || ctx.n_outputs != 0) {
+        return nullptr;
+    }
+    submit();
+    if (turboprefill_idle(engine)) {
+        return nullptr;
+    }
+    auto * rows = new llama_turboprefill_rows;
+    if (!exchange_rows(ctx, rows->rows, 0)) {
+        delete rows;
+        return nullptr;
+    }
+    rows->owner      = ctx.turboprefill;
+    rows->i_engine   = i_engine;
+    rows->i_ubatch   = turboprefill_last_result(engine);
+    rows->n_ubatches = n_ubatches_decode;
+    rows->buffer     = std::move(ctx.buf_output);
+    rows_held.push_back(rows);
+
+    // the context has no results now, until its next decode
+    ctx.logits          = {nullptr, 0};
+    ctx.embd            = {nullptr, 0};
+    ctx.sampling.logits = {nullptr, 0};
+    ctx.sampling.probs  = {nullptr, 0};
+    ctx.output_swaps.clear();
+    ctx.buf_output = spare_buffer(ggml_backend_buffer_get_size(rows->buffer.get()));
+    return rows;
+}
+
+// a smaller one would have to be replaced, which waits for everything
+ggml_backend_buffer_ptr llama_turboprefill::spare_buffer(size_t size) {
+    ggml_backend_buffer_ptr res;
+    while (!res && !spare_buffers.empty()) {
+        if (ggml_backend_buffer_get_size(spare_buffers.back().get()) >= size) {
+            res = std::move(spare_buffers.back());
+        }
+        spare_buffers.pop_back();
+    }
+    return res;
+}
+
+// What comes behind keeps the devices busy: while the caller computes a ubatch or two with these rows between its own, or
+// all that belong to them. Where the slots of these have been taken again, there is nothing to wait for.
+llama_turboprefill_rows_state llama_turboprefill::rows_state(const llama_turboprefill_rows & rows) const {
+    if (!in_flight(rows) || turboprefill_idle(engine)) {
+        return LLAMA_TURBOPREFILL_ROWS_LATE;
+    }
+    const int64_t n_behind = turboprefill_last_result(engine) - rows.i_ubatch;
+    const int64_t n_enough = std::min<int64_t>(entries.size(), n_devices + rows.n_ubatches);
+    return n_behind < n_enough                   ? LLAMA_TURBOPREFILL_ROWS_EARLY
+         : n_behind < n_enough + rows.n_ubatches ? LLAMA_TURBOPREFILL_ROWS_DUE
+                                                 : LLAMA_TURBOPREFILL_ROWS_LATE;
+}
+
+bool llama_turboprefill::use_rows(llama_turboprefill_rows & rows, int64_t i_first) {
+    unuse_rows();
+    if (in_flight(rows)) {
+        wait(rows.i_ubatch, TURBOPREFILL_CAUSE_RESULT);
+    }
+    if (rows.failed) {
+        return false;
+    }
+    exchange_rows(ctx, rows.rows, 0);
+    ctx.output_reorder();
+    shift_rows(ctx, i_first, 0);
+    rows_used   = &rows;
+    i_rows_used = i_first;
+    return true;
+}
+
+void llama_turboprefill::unuse_rows() {
+    if (rows_used) {
+        shift_rows(ctx, -i_rows_used, 0);
+        exchange_rows(ctx, rows_used->rows, 0);
+        rows_used = nullptr;
+    }
+}
+
+// the caller's thread is about to wait for a slot: it may as well do something else
+void llama_turboprefill::call_between() {
+    if (between && engine && turboprefill_full(engine)) {
+        between(between_data);
+    }
+}
+
+void llama_turboprefill::free_rows(llama_turboprefill_rows & rows) {
+    if (rows_used == &rows) {
+        unuse_rows();
+    }
+    if (in_flight(rows)) {
+        wait(rows.i_ubatch, TURBOPREFILL_CAUSE_RESULT); // they may still be written
+    }
+    rows_held.erase(std::remove(rows_held.begin(), rows_held.end(), &rows), rows_held.end());
+    spare_buffers.push_back(std::move(rows.buffer));
+}
+
+// ubatches from i_ubatch on were not computed
+void llama_turboprefill::fail_rows(int64_t i_ubatch) {
+    for (auto * rows : rows_held) {
+        if (in_flight(*rows) && rows->i_ubatch >= i_ubatch) {
+            rows->failed = true;
+        }
+    }
+}
+
+//
+// API
+//
+
+llama_turboprefill_rows * llama_turboprefill_hold_rows(llama_context * ctx) {
+    auto * tp = llama_turboprefill::get(*ctx);
+    return tp ? tp->hold_rows() : nullptr;
+}
+
+llama_turboprefill_rows_state llama_turboprefill_get_rows_state(const llama_turboprefill_rows * rows) {
+    const auto owner = rows->owner.lock();
+    return owner ? owner->rows_state(*rows) : LLAMA_TURBOPREFILL_ROWS_LATE;
+}
+
+bool llama_turboprefill_use_rows(llama_turboprefill_rows * rows, int32_t i_first) {
+    const auto owner = rows->owner.lock();
+    return owner && owner->use_rows(*rows, i_first);
+}
+
+void llama_turboprefill_unuse_rows(llama_context * ctx) {
+    if (auto * tp = llama_turboprefill::get(*ctx)) {
+        tp->unuse_rows();
+    }
+}
+
+void llama_turboprefill_free_rows(llama_turboprefill_rows * rows) {
+    if (rows == nullptr) {
+        return;
+    }
+    if (const auto owner = rows->owner.lock()) {
+        owner->free_rows(*rows);
+    }
+    delete rows;
+}
+
+void llama_turboprefill_set_before_use(llama_context * ctx, llama_turboprefill_before_use callback, void * data) {
+    auto & tp = llama_turboprefill::make(*ctx);
+    tp.before_use      = callback;
+    tp.before_use_data = data;
+}
+
+void llama_turboprefill_set_between(llama_context * ctx, llama_turboprefill_between callback, void * data) {
+    auto & tp = llama_turboprefill::make(*ctx);
+    tp.between      = callback;
+    tp.between_data = data;
+}

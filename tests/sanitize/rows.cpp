@@ -1,0 +1,147 @@
+// hidden rows that are read some decodes later, as draft models do, and between the ubatches of a decode
+
+#include "support.h"
+
+#include "../src/llama-ext.h"
+
+#include <algorithm>
+#include <deque>
+
+static const int N_PROMPT = 192;
+static const int N_CALL   = 32;
+static const int N_PIECE  = 12; // no divisor of N_CALL
+
+using driver_rows = std::vector<float>;
+
+static driver_context make_context(llama_model * model, bool turbo) {
+    driver_options options;
+    options.turbo = turbo;
+    auto ctx = driver_make_context(model, options);
+    llama_set_embeddings_nextn(ctx.get(), true, false);
+    return ctx;
+}
+
+static void take(llama_context * ctx, int n, driver_rows & res) {
+    const size_t n_embd = llama_model_n_embd(llama_get_model(ctx));
+    const float * rows = llama_get_embeddings_nextn(ctx);
+    require(rows != nullptr, "there are no rows");
+    res.insert(res.end(), rows, rows + n*n_embd);
+}
+
+static driver_rows rows_at_once(llama_model * model, const driver_tokens & tokens) {
+    auto ctx = make_context(model, false);
+    driver_rows res;
+    for (int i = 0; i < N_PROMPT; i += N_CALL) {
+        require(driver_decode(ctx.get(), tokens, i, N_CALL, OUTPUTS_LAST) == 0, "a decode");
+        take(ctx.get(), N_CALL, res);
+    }
+    return res;
+}
+
+// reads a piece of the oldest rows that are held
+struct driver_reader {
+    llama_context * ctx;
+    std::deque<llama_turboprefill_rows *> held;
+    int         n_done = 0; // of the oldest
+    int         n_between = 0;
+    driver_rows res;
+
+    void piece() {
+        const int n = std::min(N_PIECE, N_CALL - n_done);
+        require(llama_turboprefill_use_rows(held.front(), n_done), "rows are lost");
+        take(ctx, n, res);
+        llama_turboprefill_unuse_rows(ctx);
+        n_done += n;
+        if (n_done == N_CALL) {
+            llama_turboprefill_free_rows(held.front());
+            held.pop_front();
+            n_done = 0;
+        }
+    }
+};
+
+static driver_rows rows_later(llama_model * model, const driver_tokens & tokens, size_t n_held, bool between) {
+    auto ctx = make_context(model, true);
+    driver_reader reader { ctx.get(), {}, 0, 0, {} };
+    if (between) {
+        llama_turboprefill_set_between(ctx.get(), [](void * data) {
+            auto & reader = *(driver_reader *) data;
+            if (!reader.held.empty() && llama_turboprefill_get_rows_state(reader.held.front()) != LLAMA_TURBOPREFILL_ROWS_EARLY) {
+                reader.piece();
+                reader.n_between++;
+            }
+        }, &reader);
+    }
+    for (int i = 0; i < N_PROMPT; i += N_CALL) {
+        require(driver_decode(ctx.get(), tokens, i, N_CALL, OUTPUTS_LAST) == 0, "a decode");
+        if (auto * rows = llama_turboprefill_hold_rows(ctx.get())) {
+            reader.held.push_back(rows);
+            while (reader.held.size() > n_held) {
+                reader.piece();
+            }
+            continue;
+        }
+        require(i + N_CALL == N_PROMPT, "rows can't be held");
+        while (!reader.held.empty()) {
+            reader.piece();
+        }
+        take(ctx.get(), N_CALL, reader.res);
+    }
+    require(!between || reader.n_between > 0, "nothing was read between ubatches");
+    driver_count(ctx.get(), "rows");
+    return reader.res;
+}
+
+// some of the rows that are held come from a device that fails
+static void rows_of_a_fault(const driver_env & env, const driver_tokens & tokens, int graph) {
+    env.configure();
+    auto model = env.load("mtp-tiny");
+    auto ctx   = make_context(model.get(), true);
+    env.configure(",split_us=1500,fail_graph=0/0/" + std::to_string(graph) + "/0");
+    std::deque<llama_turboprefill_rows *> held;
+    int code = 0;
+    for (int i = 0; i < N_PROMPT - N_CALL && code == 0; i += N_CALL) {
+        code = driver_decode(ctx.get(), tokens, i, N_CALL, OUTPUTS_NONE);
+        if (code == 0) {
+            held.push_back(llama_turboprefill_hold_rows(ctx.get()));
+            require(held.back() != nullptr, "rows can't be held");
+        }
+    }
+    const int n_good = (graph - 1)/(N_CALL/N_UBATCH);
+    for (int i = 0; i < (int) held.size(); i++) {
+        require(llama_turboprefill_use_rows(held[i], 0) == (i < n_good), "rows of decode " + std::to_string(i) + ", graph " + std::to_string(graph) + " failed");
+        llama_turboprefill_unuse_rows(ctx.get());
+        llama_turboprefill_free_rows(held[i]);
+    }
+    require(code != 0 || llama_turboprefill_synchronize(ctx.get()) != 0, "nobody told of the fault");
+}
+
+void scenario_rows(const driver_env & env) {
+    const auto tokens = driver_prompt(N_PROMPT);
+    env.configure_standard();
+    auto model = env.load("mtp-tiny");
+    const auto expected = rows_at_once(model.get(), tokens);
+    for (const char * devices : { ",split_us=1500", ",split_us=1500,peer=refused", ",split_us=1500,events=off", "" }) {
+        env.configure(devices);
+        for (size_t n_held = 0; n_held < 4; n_held++) {
+            require(rows_later(model.get(), tokens, n_held, false) == expected, std::string("other rows") + devices + ", held: " + std::to_string(n_held));
+        }
+        if (*devices) {
+            env.configure(std::string(devices) + ",slow=5"); // so that the decode waits for them
+            require(rows_later(model.get(), tokens, 4, true) == expected, std::string("other rows between ubatches") + devices);
+        }
+    }
+
+    // a context that goes before rows that are held, and nobody reads those
+    auto ctx = make_context(model.get(), true);
+    require(driver_decode(ctx.get(), tokens, 0, N_CALL, OUTPUTS_LAST) == 0, "a decode");
+    auto * rows = llama_turboprefill_hold_rows(ctx.get());
+    require(rows != nullptr, "rows can't be held");
+    ctx.reset();
+    require(!llama_turboprefill_use_rows(rows, 0), "rows of no context");
+    llama_turboprefill_free_rows(rows);
+
+    for (const int graph : { 1, 4, 5, 11 }) {
+        rows_of_a_fault(env, tokens, graph);
+    }
+}
