@@ -234,6 +234,7 @@ py::array context::seq_embeddings(llama_seq_id seq_id) {
     std::vector<float> data;
     {
         use u(*this);
+        llama_turboprefill_results(*u);
         u.native->abort.rethrow();
         const auto * model = u.native->model.get();
         const bool rank = llama_pooling_type(*u) == LLAMA_POOLING_TYPE_RANK;

@@ -51,12 +51,14 @@ LLAMA_API int32_t llama_turboprefill_results(struct llama_context * ctx);
 // What was done since the last report or reset of the stats, in one line for a log. Valid until the next call.
 LLAMA_API const char * llama_turboprefill_report(struct llama_context * ctx);
 
-// State behind the ubatches in flight, for turboprefill-checkpoint.h: size, the copy, and waiting for it. size 0 and nullptr:
-// it can't be had this way, or nothing is in flight. finish takes nullptr as well.
+// The state of a sequence behind the ubatches in flight, as turboprefill-checkpoint.h uses it. Waits for nothing. nullptr: it
+// can't be had this way, or nothing is in flight.
 struct llama_turboprefill_read;
-LLAMA_API size_t llama_turboprefill_read_size(struct llama_context * ctx, llama_seq_id seq_id, llama_state_seq_flags flags);
-LLAMA_API struct llama_turboprefill_read * llama_turboprefill_read_state(struct llama_context * ctx, uint8_t * data, size_t size, llama_seq_id seq_id, llama_state_seq_flags flags);
-LLAMA_API void llama_turboprefill_read_finish(struct llama_turboprefill_read * read);
+LLAMA_API struct llama_turboprefill_read * llama_turboprefill_read_state(struct llama_context * ctx, llama_seq_id seq_id, llama_state_seq_flags flags);
+LLAMA_API size_t llama_turboprefill_read_size(const struct llama_turboprefill_read * read);
+// waits, and copies what llama_state_seq_get_data_ext() would have returned; false: a device failed, nothing was copied
+LLAMA_API bool   llama_turboprefill_read_get (struct llama_turboprefill_read * read, uint8_t * data);
+LLAMA_API void   llama_turboprefill_read_free(struct llama_turboprefill_read * read); // waits as well
 
 // Hidden rows of the last llama_decode(), for a reader that comes after later ones, see turboprefill-draft.h.
 // hold: they are kept; nullptr: nothing is in flight or the decode had outputs: read them now. use: waits for them, and the

@@ -7,44 +7,43 @@
 
 #include "llama-impl.h"
 
-#include <exception>
+#include <algorithm>
 #include <memory>
+#include <vector>
 
 // what is read, until it has arrived
 struct llama_turboprefill_read {
     std::weak_ptr<llama_turboprefill> owner; // gone: it waited before it went
-    int64_t i_engine; // a later engine began with nothing in flight
-    int64_t i_ubatch;
+    int64_t i_engine = 0; // a later engine began with nothing in flight
+    int64_t i_ubatch = 0;
+    bool    failed   = false;
+
+    std::vector<uint8_t> data;
 };
 
-size_t llama_turboprefill::read_size(llama_seq_id seq_id, llama_state_seq_flags flags) {
-    if (!engine || turboprefill_idle(engine)) {
-        return 0;
-    }
-#ifdef LLAMA_STATE_SEQ_FLAGS_ON_DEVICE
-    if (flags & LLAMA_STATE_SEQ_FLAGS_ON_DEVICE) {
-        return 0;
-    }
-#endif
-    reading = true; // sizes follow from the cells, which the host knows
-    const size_t size = ctx.state_seq_get_size(seq_id, flags);
-    reading = false;
-    return size;
-}
-
-llama_turboprefill_read * llama_turboprefill::read_state(uint8_t * data, size_t size, llama_seq_id seq_id, llama_state_seq_flags flags) {
+llama_turboprefill_read * llama_turboprefill::read_state(llama_seq_id seq_id, llama_state_seq_flags flags) {
     if (!engine) {
         return nullptr;
     }
     submit();
+    if (turboprefill_idle(engine)) {
+        return nullptr;
+    }
+#ifdef LLAMA_STATE_SEQ_FLAGS_ON_DEVICE
+    if (flags & LLAMA_STATE_SEQ_FLAGS_ON_DEVICE) {
+        return nullptr;
+    }
+#endif
+    auto read = std::make_unique<llama_turboprefill_read>();
 
     std::vector<turboprefill_tensor_read> reads;
-    reading = true;
+    reading = true; // sizes and cells are what the host knows
+    read->data.resize(ctx.state_seq_get_size(seq_id, flags));
     turboprefill_record_reads(&reads);
-    const size_t n = ctx.state_seq_get_data(seq_id, data, size, flags);
+    const size_t n = ctx.state_seq_get_data(seq_id, read->data.data(), read->data.size(), flags);
     turboprefill_record_reads(nullptr);
     reading = false;
-    if (n != size) {
+    if (n == 0 || n != read->data.size()) {
         return nullptr;
     }
 
@@ -60,12 +59,24 @@ llama_turboprefill_read * llama_turboprefill::read_state(uint8_t * data, size_t 
         entry.i_ubatch = -1;
         return nullptr;
     }
-    return new llama_turboprefill_read { ctx.turboprefill, i_engine, i_ubatch };
+    read->owner    = ctx.turboprefill;
+    read->i_engine = i_engine;
+    read->i_ubatch = i_ubatch;
+    reads_held.push_back(read.get());
+    return read.release();
 }
 
-void llama_turboprefill::read_finish(int64_t i_engine_read, int64_t i_ubatch) {
-    if (i_engine_read == i_engine) {
-        wait(i_ubatch, TURBOPREFILL_CAUSE_STATE);
+void llama_turboprefill::read_finish(llama_turboprefill_read & read) {
+    if (read.i_engine == i_engine) {
+        wait(read.i_ubatch, TURBOPREFILL_CAUSE_STATE);
+    }
+    reads_held.erase(std::remove(reads_held.begin(), reads_held.end(), &read), reads_held.end());
+}
+
+// ubatches from i_ubatch on were not computed
+void llama_turboprefill::fail_reads(int64_t i_ubatch) {
+    for (auto * read : reads_held) {
+        read->failed = read->failed || (read->i_engine == i_engine && read->i_ubatch >= i_ubatch);
     }
 }
 
@@ -73,22 +84,31 @@ void llama_turboprefill::read_finish(int64_t i_engine_read, int64_t i_ubatch) {
 // API
 //
 
-size_t llama_turboprefill_read_size(llama_context * ctx, llama_seq_id seq_id, llama_state_seq_flags flags) {
+llama_turboprefill_read * llama_turboprefill_read_state(llama_context * ctx, llama_seq_id seq_id, llama_state_seq_flags flags) {
     auto * tp = llama_turboprefill::get(*ctx);
-    return tp ? tp->read_size(seq_id, flags) : 0;
+    return tp ? tp->read_state(seq_id, flags) : nullptr;
 }
 
-llama_turboprefill_read * llama_turboprefill_read_state(llama_context * ctx, uint8_t * data, size_t size, llama_seq_id seq_id, llama_state_seq_flags flags) {
-    auto * tp = llama_turboprefill::get(*ctx);
-    return tp ? tp->read_state(data, size, seq_id, flags) : nullptr;
+size_t llama_turboprefill_read_size(const llama_turboprefill_read * read) {
+    return read->data.size();
 }
 
-void llama_turboprefill_read_finish(llama_turboprefill_read * read) {
+bool llama_turboprefill_read_get(llama_turboprefill_read * read, uint8_t * data) {
+    if (const auto owner = read->owner.lock()) {
+        owner->read_finish(*read);
+    }
+    if (!read->failed) {
+        std::copy(read->data.begin(), read->data.end(), data);
+    }
+    return !read->failed;
+}
+
+void llama_turboprefill_read_free(llama_turboprefill_read * read) {
     if (read == nullptr) {
         return;
     }
     if (const auto owner = read->owner.lock()) {
-        owner->read_finish(read->i_engine, read->i_ubatch);
+        owner->read_finish(*read);
     }
     delete read;
 }

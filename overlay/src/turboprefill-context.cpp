@@ -1,6 +1,11 @@
 #include "turboprefill-context.h"
 #include "turboprefill-impl.h"
 
+#include "llama-kv-cache-iswa.h"
+#include "llama-memory-hybrid-iswa.h"
+#include "llama-memory-hybrid.h"
+#include "llama-memory-recurrent.h"
+
 #include <algorithm>
 #include <memory>
 #include <mutex>
@@ -138,13 +143,24 @@ void llama_turboprefill_wait_memory(llama_memory_i * memory, llama_seq_id seq_id
     }
 }
 
+// Memories that only note which cells are free: whoever gets these writes after those who read them, on each device. Others,
+// such as DeepSeek V4's, clear parts of what the devices have.
+static bool turboprefill_removes_on_host(const llama_memory_i * memory) {
+    return dynamic_cast<const llama_kv_cache         *>(memory) || dynamic_cast<const llama_kv_cache_iswa      *>(memory) ||
+           dynamic_cast<const llama_memory_recurrent *>(memory) || dynamic_cast<const llama_memory_hybrid      *>(memory) ||
+           dynamic_cast<const llama_memory_hybrid_iswa *>(memory);
+}
+
 // cells that go make room for others: what comes after them would lie elsewhere. nothing goes before most batches
 void llama_turboprefill_before_remove(llama_memory_i * memory, llama_seq_id seq_id, llama_pos p0) {
     auto * tp = turboprefill_of_memory(memory);
-    if (!tp || !tp->before_use) {
+    if (!tp) {
         return;
     }
     const bool removes = seq_id < 0 || memory->seq_pos_max(seq_id) >= std::max(p0, 0);
+    if (removes && !turboprefill_removes_on_host(memory)) {
+        tp->drain(TURBOPREFILL_CAUSE_MEMORY);
+    }
     tp->call_before_use(removes ? -1 : seq_id, removes ? 0 : std::max(p0, 0));
 }
 

@@ -29,6 +29,7 @@ ggml_status llama_turboprefill::recover() {
     const turboprefill_failure first = turboprefill_get_failure(engine);
 
     fail_rows(first.ubatch);
+    fail_reads(first.ubatch);
 
     std::map<llama_seq_id, llama_pos> pos_min;
     for (const auto & entry : entries) {

@@ -79,9 +79,8 @@ struct llama_turboprefill {
     void reset_stats();
 
     // turboprefill-checkpoint.cpp
-    size_t read_size(llama_seq_id seq_id, llama_state_seq_flags flags);
-    struct llama_turboprefill_read * read_state(uint8_t * data, size_t size, llama_seq_id seq_id, llama_state_seq_flags flags);
-    void read_finish(int64_t i_engine_read, int64_t i_ubatch);
+    struct llama_turboprefill_read * read_state(llama_seq_id seq_id, llama_state_seq_flags flags);
+    void read_finish(llama_turboprefill_read & read);
 
     // turboprefill-rows.cpp
     struct llama_turboprefill_rows * hold_rows();
@@ -155,6 +154,7 @@ private:
 
     int64_t n_ubatches_decode = 0; // captured by the last decode
 
+    std::vector<llama_turboprefill_read *> reads_held;
     std::vector<llama_turboprefill_rows *> rows_held;
     std::vector<ggml_backend_buffer_ptr>   spare_buffers; // that rows were held in
     llama_turboprefill_rows *              rows_used = nullptr; // what the context returns as results for now,
@@ -188,6 +188,9 @@ private:
     ggml_backend_buffer_ptr spare_buffer(size_t size);
     void call_between();
     void fail_rows(int64_t i_ubatch);
+
+    // turboprefill-checkpoint.cpp
+    void fail_reads(int64_t i_ubatch);
 
     // turboprefill-faults.cpp
     ggml_status recover();
@@ -247,6 +250,10 @@ private:
     // rows of results that a ubatch can have
     template <typename T> static auto n_outputs_max(const T & cparams, int)  -> decltype(cparams.n_outputs_max) { return cparams.n_outputs_max; }
     template <typename T> static uint32_t n_outputs_max(const T & cparams, long) { return cparams.n_ubatch; }
+
+    // rows that a sequence with a sampler can have, since August 2026
+    template <typename T> static auto n_outputs_max_per_seq(const T & cparams, int)  -> decltype(cparams.n_outputs_max_per_seq) { return cparams.n_outputs_max_per_seq; }
+    template <typename T> static uint32_t n_outputs_max_per_seq(const T & /*cparams*/, long) { return 1; }
 
     // snapshots of recurrent states, since June 2026
     template <typename T> static auto has_snapshots(const T & cparams, int)  -> decltype(cparams.n_rs_seq > 0) { return cparams.n_rs_seq > 0; }

@@ -16,6 +16,21 @@
 // below this, graphs of models that are partly on the CPU are built differently
 static const uint32_t TURBOPREFILL_N_TOKENS_FEW = 31;
 
+// As many tokens as n_outputs become outputs; of a sequence with a sampler only n_max_per_seq, as its nodes are counted.
+// Returns how many there are.
+template <typename Samplers>
+static uint32_t turboprefill_set_outputs(llama_ubatch & ubatch, uint32_t n_outputs, uint32_t n_max_per_seq, const Samplers & samplers) {
+    uint32_t n = 0;
+    for (uint32_t t = 0; t < ubatch.n_seq_tokens; ++t) {
+        for (uint32_t s = 0; s < ubatch.n_seqs; ++s) {
+            const bool may = samplers.count(s) == 0 || t < n_max_per_seq;
+            ubatch.output[s*ubatch.n_seq_tokens + t] = may && n < n_outputs;
+            n += may && n < n_outputs;
+        }
+    }
+    return n;
+}
+
 // the largest graph with so many tokens or a few more: all sequences have the same number. the scheduler is empty before and after
 bool llama_turboprefill::plan_worst_case(uint32_t n_tokens, bool has_outputs, const llama_ubatch * like, llm_graph_type gtype) {
     const uint32_t n_seqs = ctx.cparams.n_seq_max;
@@ -36,8 +51,8 @@ bool llama_turboprefill::plan_worst_case(uint32_t n_tokens, bool has_outputs, co
     for (uint32_t i = 0; i < n_tokens; ++i) {
         ubatch.n_seq_id[i] = 1;
         ubatch.seq_id  [i] = &ubatch.seq_id_unq[i/ubatch.n_seq_tokens];
-        ubatch.output  [i] = i < n_outputs;
     }
+    n_outputs = turboprefill_set_outputs(ubatch, n_outputs, n_outputs_max_per_seq(ctx.cparams, 0), ctx.sampling.samplers);
     if (like && like->embd) {
         ubatch.data->embd.resize(1); // only its shape counts, and that is the model's
         ubatch.embd  = ubatch.data->embd.data();
@@ -47,10 +62,14 @@ bool llama_turboprefill::plan_worst_case(uint32_t n_tokens, bool has_outputs, co
     llm_graph_result res(ctx.get_gf_res_reserve()->get_max_nodes());
     res.reset();
 
-    const auto n_outputs_cur = ctx.n_outputs;
+    const struct restore {
+        llama_context & ctx;
+        const decltype(ctx.n_outputs) n_outputs;
+        ~restore() { ctx.n_outputs = n_outputs; }
+    } restore_outputs = { ctx, ctx.n_outputs };
+
     ctx.n_outputs = n_outputs;
     ggml_cgraph * gf = ctx.model.build_graph(ctx.graph_params(&res, ubatch, mctx.get(), gtype));
-    ctx.n_outputs = n_outputs_cur;
 
     return gf && turboprefill_plan_graph(engine, gf);
 }

@@ -71,15 +71,17 @@ void llama_turboprefill::sched_end() {
             return;
         }
     } else {
+        bool planned = false;
         try {
             turboprefill_parts * old = parts;
             parts  = nullptr;
             engine = turboprefill_engine_new(ctx.sched.get(), ctx.get_gf_res_reserve()->get_gf(), turboprefill_default_params(), old);
+            n_devices = turboprefill_n_devices(ctx.sched.get()); // before other graphs are split
+            planned   = engine && plan_known_kinds();
         } catch (const std::exception & err) {
             LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
         }
-        n_devices = turboprefill_n_devices(ctx.sched.get()); // before other graphs are split
-        if (engine && !plan_known_kinds()) {
+        if (engine && !planned) {
             turboprefill_engine_free(engine);
             engine = nullptr;
         }

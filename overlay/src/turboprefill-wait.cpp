@@ -52,11 +52,12 @@ bool llama_turboprefill::wait_results() {
         return false;
     }
     wait(turboprefill_last_result(engine), TURBOPREFILL_CAUSE_RESULT);
-    return true;
+    return !turboprefill_idle(engine); // else a synchronization has nothing left to wait for, and upstream counts tokens there
 }
 
 void llama_turboprefill::wait_seq(llama_seq_id seq_id, turboprefill_cause cause) {
     if (!engine || turboprefill_idle(engine)) {
+        drain(cause); // waits for nothing, but a fault may not have been looked at
         return;
     }
     int64_t last = -1;
@@ -72,7 +73,11 @@ void llama_turboprefill::wait_seq(llama_seq_id seq_id, turboprefill_cause cause)
 
 // for the state of a sequence, below 0: of all
 bool llama_turboprefill::wait_state(llama_seq_id seq_id) {
-    if (reading || !engine || turboprefill_idle(engine)) {
+    if (reading) {
+        return false;
+    }
+    if (!engine || turboprefill_idle(engine)) {
+        drain(TURBOPREFILL_CAUSE_STATE); // as above
         return false;
     }
     wait_seq(has_moving_state() ? -1 : seq_id, TURBOPREFILL_CAUSE_STATE);

@@ -242,8 +242,11 @@ void turboprefill_work(turboprefill_engine * engine, int s) {
         }
 
         try {
-            // also for a ubatch that has no split here or was skipped: others wait for the event of its number
+            // also for a ubatch that has no split here or was skipped: others wait for the events of its number
             if (stage.has_events()) {
+                if (!has_split) {
+                    ggml_backend_event_record(stage.inputs_done[slot->index].get(), stage.upload);
+                }
                 ggml_backend_event_record(stage.split_done[slot->index].get(), stage.backend);
             } else if (has_split) {
                 ggml_backend_synchronize(stage.backend);

@@ -76,7 +76,7 @@ static int turboprefill_stage_of(const turboprefill_engine * engine, const ggml_
         return -1;
     }
     for (size_t s = 0; s < engine->stages.size(); s++) {
-        if (ggml_backend_supports_buft(engine->stages[s]->backend, ggml_backend_buffer_get_type(buffer))) {
+        if (engine->stages[s]->position >= 0 && ggml_backend_supports_buft(engine->stages[s]->backend, ggml_backend_buffer_get_type(buffer))) {
             return (int) s;
         }
     }
