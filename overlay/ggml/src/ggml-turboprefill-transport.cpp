@@ -21,6 +21,9 @@ static bool turboprefill_can_copy(ggml_backend_t from, ggml_backend_t to, ggml_b
 
     ggml_backend_buffer_ptr buf_from { ggml_backend_alloc_ctx_tensors_from_buft(ctx_from.get(), buft_from) };
     ggml_backend_buffer_ptr buf_to   { ggml_backend_alloc_ctx_tensors_from_buft(ctx_to.get(),   buft_to) };
+    if (buf_from) {
+        ggml_backend_buffer_clear(buf_from.get(), 0); // tools that look for reads of what was never written are right
+    }
     if (!buf_from || !buf_to || !to->iface.cpy_tensor_async(from, to, src, dst)) {
         return false;
     }
