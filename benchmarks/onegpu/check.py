@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "server"))
+
+import traffic
+from llama_server import server
+
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "benchmarks" / "server"))
-
-import traffic  # noqa: E402 # needs the path above
-from llama_server import server  # noqa: E402
-
 DRIVER = REPOSITORY / "benchmarks" / "gpu" / "driver.cpp"
 STEPS = ("waits", "traffic")
 # of a second prompt: its result, and a caller that is ahead of the devices
@@ -74,7 +74,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--server-args", default="", help="more options for llama-server, separated by blanks")
     parser.add_argument("--cuda-arch", default="native", help="CMAKE_CUDA_ARCHITECTURES (default: %(default)s)")
     parser.add_argument("--module", type=Path, help="libggml-cuda.so of the same llama.cpp: compile no CUDA")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/turboprefill-onegpu"), help="kept")  # noqa: S108
+    parser.add_argument("--work", type=Path, default=Path("/tmp/turboprefill-onegpu"), help="kept")  # noqa: S108 # as benchmarks/gpu
     parser.add_argument("--out", type=Path, help="write everything that was counted there, as JSON")
     parser.add_argument("--build-only", action="store_true", help="compile and write models, measure nothing")
     parser.add_argument("--virtual", type=Path, help="library of the virtual devices, instead of a GPU")

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from llama_server import complete
+from llama_server import complete, prompt
 
 _LENGTHS = (1500, 300, 2600, 40, 900, 2049, 700)
 
@@ -33,8 +33,7 @@ class Answers:
 
 def ask(address: str, request: int, n_predict: int, n_probs: int) -> str:
     """Digest of an answer: its text, and with `n_probs` the likeliest tokens with their probabilities."""
-    rng = random.Random(request)  # noqa: S311 # a prompt, no secret
-    tokens = [rng.randrange(300, 500) for _ in range(_LENGTHS[request % len(_LENGTHS)])]
+    tokens = prompt(_LENGTHS[request % len(_LENGTHS)], request)
     answer = complete(address, prompt=tokens, n_predict=n_predict, n_probs=n_probs)
     kept = [answer["content"], answer.get("completion_probabilities")]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
@@ -48,7 +47,7 @@ def run(address: str, seconds: float, n_clients: int = 4) -> Answers:
         answers.add(request, ask(address, request, 8, 3), alone=True)
 
     def client(index: int) -> None:
-        rng = random.Random(index)  # noqa: S311
+        rng = random.Random(index)  # noqa: S311 # an order of requests, no secret
         while time.monotonic() - start < seconds:
             request = rng.randrange(len(_LENGTHS))
             answers.add(request, ask(address, request, rng.choice((1, 8)), 0), alone=False)

@@ -21,7 +21,6 @@ import argparse
 import hashlib
 import json
 import os
-import random
 import statistics
 import sys
 import tempfile
@@ -30,16 +29,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llama_server import complete, request, server
+from llama_server import complete, prompt, request, server
 
 _N_USERS, _N_USER_PROMPT = 8, 200
 _SPLIT_US = 1000
-
-
-def prompt(n: int, seed: int) -> list[int]:
-    """Random tokens."""
-    rng = random.Random(seed)  # noqa: S311 # a prompt, no secret
-    return [rng.randrange(300, 500) for _ in range(n)]
 
 
 def seconds(address: str, n: int, seed: int) -> float:

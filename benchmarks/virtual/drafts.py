@@ -11,43 +11,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from turboprefill.demo import synth
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "server"))
+
+from llama_server import complete, prompt, server
+
 N_DEVICES = 4
 SPLIT = "2,2,2,4"  # the last device has the draft layer and the output as well
 
 
-def tokens(n: int, seed: int) -> list[int]:
-    """A prompt that no cache knows."""
-    rng = random.Random(seed)  # noqa: S311  # a prompt, no secret
-    return [rng.randrange(300, 500) for _ in range(n)]
-
-
-def ask(port: int, prompt: list[int], n_predict: int) -> dict[str, Any]:
-    """The server's answer to a prompt."""
-    body = {"prompt": prompt, "n_predict": n_predict, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
-    body["return_tokens"] = True
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=600) as answer:  # noqa: S310  # our own server
-        answered: dict[str, Any] = json.load(answer)
-    return answered
-
-
-def start(options: argparse.Namespace, model: Path, mode: str, port: int) -> subprocess.Popen[bytes]:
-    """A server that answers."""
+def start(options: argparse.Namespace, model: Path, mode: str) -> AbstractContextManager[str]:
+    """A server that answers, by its address."""
     devices = f"{N_DEVICES},split_us={options.stage_ms * 1000:g},slow=1/1/1/0.5,peer={options.peer}"
     environment = {"TURBOPREFILL": mode, "TURBOPREFILL_UBATCH": "off", "TURBOPREFILL_VIRTUAL": devices}
     environment |= {"GGML_BACKEND_PATH": str(options.backend), "LD_LIBRARY_PATH": str(options.bin_dir)}
@@ -55,18 +38,9 @@ def start(options: argparse.Namespace, model: Path, mode: str, port: int) -> sub
         environment["LLAMA_GRAPH_REUSE_DISABLE"] = "1"  # as ubatches of 256 and more
     command = [options.bin_dir / "llama-server", "-m", model, "-dev", ",".join(f"VIRT{i}" for i in range(N_DEVICES))]
     command += ["-ts", SPLIT, "-ngl", "99", "-t", "1", "-fit", "off", "--no-warmup", "-c", "8192", "-np", "2"]
-    command += ["-b", options.batch, "-ub", options.ubatch, "--spec-type", "draft-mtp", "--port", port]
-    server = subprocess.Popen(
-        list(map(str, command)), env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    for _ in range(300):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
-                return server
-        except OSError:
-            time.sleep(0.1)
-    server.kill()
-    sys.exit("the server does not start")
+    command += ["-b", options.batch, "-ub", options.ubatch, "--spec-type", "draft-mtp"]
+    log = model.with_name(f"server-{mode}.log")
+    return server(list(map(str, command)), environment, options.port + int(mode), log)
 
 
 def main() -> None:
@@ -81,23 +55,19 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         model = synth.write_model(Path(folder) / "model.gguf", "mtp-tiny")
-        servers = {mode: start(options, model, mode, options.port + int(mode)) for mode in ("0", "1")}
-        try:
-            times: dict[str, list[float]] = {mode: [] for mode in servers}
-            answers: dict[str, list[Any]] = {mode: [] for mode in servers}
+        times: dict[str, list[float]] = {"0": [], "1": []}
+        answers: dict[str, list[Any]] = {"0": [], "1": []}
+        with start(options, model, "0") as off, start(options, model, "1") as on:
+            servers = {"0": off, "1": on}
             for seed in range(options.rounds):
-                for mode in servers:
-                    port = options.port + int(mode)
+                for mode, address in servers.items():
                     begin = time.perf_counter()
-                    ask(port, tokens(options.prompt, seed), 1)
+                    complete(address, prompt=prompt(options.prompt, seed), n_predict=1)
                     times[mode].append(time.perf_counter() - begin)
-                    answer = ask(port, tokens(300 + 77 * seed, seed), 32)
+                    some = prompt(300 + 77 * seed, seed)
+                    answer = complete(address, prompt=some, n_predict=32, return_tokens=True)
                     drafts = [answer["timings"].get(name) for name in ("draft_n", "draft_n_accepted")]
                     answers[mode].append((answer["tokens"], *drafts))
-        finally:
-            for server in servers.values():
-                server.terminate()
-                server.wait()
 
     ubatches = -(-options.prompt // options.ubatch)
     drafted_last = -(-min(options.batch, options.prompt) // options.ubatch) / 2
