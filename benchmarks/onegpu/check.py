@@ -236,8 +236,8 @@ def check_traffic(options: argparse.Namespace, libraries: Path) -> Mapping[str, 
             environment(options, libraries, mode),
             18600 + int(mode),
             log,
-        ) as address:
-            answers[mode] = traffic.run(address, 60 * options.minutes)
+        ) as running:
+            answers[mode] = traffic.run(running, 60 * options.minutes)
         lines = [line for line in log.read_text(errors="replace").splitlines() if "TurboPrefill: prompt" in line]
         alone = {len(digests) for digests in answers[mode].alone.values()}
         together = max((len(digests) for digests in answers[mode].together.values()), default=0)

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from llama_server import complete, prompt
+from llama_server import LlamaServer, complete, prompt
 
 _LENGTHS = (1500, 300, 2600, 40, 900, 2049, 700)
 
@@ -31,26 +31,26 @@ class Answers:
             self.n += 1
 
 
-def ask(address: str, request: int, n_predict: int, n_probs: int) -> str:
+def ask(running: LlamaServer, request: int, n_predict: int, n_probs: int) -> str:
     """Digest of an answer: its text, and with `n_probs` the likeliest tokens with their probabilities."""
     tokens = prompt(_LENGTHS[request % len(_LENGTHS)], request)
-    answer = complete(address, prompt=tokens, n_predict=n_predict, n_probs=n_probs)
+    answer = complete(running, prompt=tokens, n_predict=n_predict, n_probs=n_probs)
     kept = [answer["content"], answer.get("completion_probabilities")]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def run(address: str, seconds: float, n_clients: int = 4) -> Answers:
+def run(running: LlamaServer, seconds: float, n_clients: int = 4) -> Answers:
     """A third of the time one request after the other, then several clients at once."""
     answers, start = Answers(), time.monotonic()
     while time.monotonic() - start < seconds / 3 or len(answers.alone) < len(_LENGTHS):
         request = answers.n % len(_LENGTHS)
-        answers.add(request, ask(address, request, 8, 3), alone=True)
+        answers.add(request, ask(running, request, 8, 3), alone=True)
 
     def client(index: int) -> None:
         rng = random.Random(index)  # noqa: S311 # an order of requests, no secret
         while time.monotonic() - start < seconds:
             request = rng.randrange(len(_LENGTHS))
-            answers.add(request, ask(address, request, rng.choice((1, 8)), 0), alone=False)
+            answers.add(request, ask(running, request, rng.choice((1, 8)), 0), alone=False)
 
     clients = [threading.Thread(target=client, args=(index,)) for index in range(n_clients)]
     for thread in clients:
@@ -58,5 +58,5 @@ def run(address: str, seconds: float, n_clients: int = 4) -> Answers:
     for thread in clients:
         thread.join()
     for request in range(len(_LENGTHS)):  # and the same answers after all that
-        answers.add(request, ask(address, request, 8, 3), alone=True)
+        answers.add(request, ask(running, request, 8, 3), alone=True)
     return answers

@@ -29,32 +29,32 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llama_server import complete, prompt, request, server
+from llama_server import LlamaServer, complete, prompt, request, server
 
 _N_USERS, _N_USER_PROMPT = 8, 200
 _SPLIT_US = 1000
 
 
-def seconds(address: str, n: int, seed: int) -> float:
+def seconds(running: LlamaServer, n: int, seed: int) -> float:
     """How long a prompt takes, with the first token of its answer."""
     start = time.monotonic()
-    complete(address, prompt=prompt(n, seed), n_predict=1)
+    complete(running, prompt=prompt(n, seed), n_predict=1)
     return time.monotonic() - start
 
 
 class User(threading.Thread):
     """Somebody for whom the server generates until `stop` is set; `gaps` are (when, seconds since the token before)."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, running: LlamaServer) -> None:
         super().__init__()
-        self.address = address
+        self.running = running
         self.gaps: list[tuple[float, float]] = []
         self.stop = threading.Event()
 
     def run(self) -> None:
         """Read tokens as they come."""
         last = 0.0
-        with request(self.address, prompt=prompt(20, 99), n_predict=4000, stream=True) as lines:
+        with request(self.running, prompt=prompt(20, 99), n_predict=4000, stream=True) as lines:
             for line in lines:
                 if line.startswith(b"data"):
                     now = time.monotonic()
@@ -65,21 +65,21 @@ class User(threading.Thread):
                     return
 
 
-def measure(address: str, n_prompt: int, rounds: int) -> dict[str, Any]:
+def measure(running: LlamaServer, n_prompt: int, rounds: int) -> dict[str, Any]:
     """All figures of one server."""
-    text = complete(address, prompt=prompt(300, 7), n_predict=16)["content"]
-    alone = statistics.median(seconds(address, n_prompt, 10 + i) for i in range(rounds))
-    user = User(address)
+    text = complete(running, prompt=prompt(300, 7), n_predict=16)["content"]
+    alone = statistics.median(seconds(running, n_prompt, 10 + i) for i in range(rounds))
+    user = User(running)
     user.start()
     while len(user.gaps) < 20:
         time.sleep(0.05)
     start = time.monotonic()
-    beside = statistics.median(seconds(address, n_prompt, 20 + i) for i in range(rounds))
+    beside = statistics.median(seconds(running, n_prompt, 20 + i) for i in range(rounds))
     end = time.monotonic()
     user.stop.set()
     user.join()
     gaps = [gap for when, gap in user.gaps if start <= when <= end] or [end - start]
-    users = [threading.Thread(target=seconds, args=(address, _N_USER_PROMPT, 40 + i)) for i in range(_N_USERS)]
+    users = [threading.Thread(target=seconds, args=(running, _N_USER_PROMPT, 40 + i)) for i in range(_N_USERS)]
     start = time.monotonic()
     for thread in users:
         thread.start()
@@ -133,9 +133,9 @@ def main() -> int:
         words = [*command, *o.server_args.split()]
         with (
             tempfile.NamedTemporaryFile(suffix=".log") as log,
-            server(words, environment, o.port + i, Path(log.name)) as address,
+            server(words, environment, o.port + i, Path(log.name)) as running,
         ):
-            found = measure(address, o.prompt, o.rounds)
+            found = measure(running, o.prompt, o.rounds)
         reuse = "LLAMA_GRAPH_REUSE_DISABLE" not in os.environ
         row = {"turboprefill": mode, **given, "graph_reuse": reuse, **found, "bound": round(bound, 1)}
         sys.stdout.write(json.dumps(row) + "\n")

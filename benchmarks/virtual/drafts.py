@@ -23,14 +23,14 @@ from turboprefill.demo import synth
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "server"))
 
-from llama_server import complete, prompt, server
+from llama_server import LlamaServer, complete, prompt, server
 
 N_DEVICES = 4
 SPLIT = "2,2,2,4"  # the last device has the draft layer and the output as well
 
 
-def start(options: argparse.Namespace, model: Path, mode: str) -> AbstractContextManager[str]:
-    """A server that answers, by its address."""
+def start(options: argparse.Namespace, model: Path, mode: str) -> AbstractContextManager[LlamaServer]:
+    """A server that answers."""
     devices = f"{N_DEVICES},split_us={options.stage_ms * 1000:g},slow=1/1/1/0.5,peer={options.peer}"
     environment = {"TURBOPREFILL": mode, "TURBOPREFILL_UBATCH": "off", "TURBOPREFILL_VIRTUAL": devices}
     environment |= {"GGML_BACKEND_PATH": str(options.backend), "LD_LIBRARY_PATH": str(options.bin_dir)}
@@ -60,12 +60,12 @@ def main() -> None:
         with start(options, model, "0") as off, start(options, model, "1") as on:
             servers = {"0": off, "1": on}
             for seed in range(options.rounds):
-                for mode, address in servers.items():
+                for mode, running in servers.items():
                     begin = time.perf_counter()
-                    complete(address, prompt=prompt(options.prompt, seed), n_predict=1)
+                    complete(running, prompt=prompt(options.prompt, seed), n_predict=1)
                     times[mode].append(time.perf_counter() - begin)
                     some = prompt(300 + 77 * seed, seed)
-                    answer = complete(address, prompt=some, n_predict=32, return_tokens=True)
+                    answer = complete(running, prompt=some, n_predict=32, return_tokens=True)
                     drafts = [answer["timings"].get(name) for name in ("draft_n", "draft_n_accepted")]
                     answers[mode].append((answer["tokens"], *drafts))
 

@@ -41,8 +41,9 @@ LLAMA_API int32_t llama_turboprefill_synchronize(struct llama_context * ctx);
 
 // Waits for the results of the last llama_decode() only: what it has in flight behind the last ubatch with results goes on.
 // llama_get_logits() and the other functions that return results do that by themselves. false: nothing is in flight, use
-// llama_synchronize().
-LLAMA_API bool llama_turboprefill_synchronize_results(struct llama_context * ctx);
+// llama_synchronize(). status: receives what llama_turboprefill_synchronize() returns; nullptr leaves it to the next call
+// that can.
+LLAMA_API bool llama_turboprefill_synchronize_results(struct llama_context * ctx, int32_t * status);
 
 // The same, also where nothing is in flight, and returns what llama_turboprefill_synchronize() does; what failed behind the
 // results is left to the next call that waits for it.
@@ -60,12 +61,14 @@ LLAMA_API size_t llama_turboprefill_read_size(const struct llama_turboprefill_re
 LLAMA_API bool   llama_turboprefill_read_get (struct llama_turboprefill_read * read, uint8_t * data);
 LLAMA_API void   llama_turboprefill_read_free(struct llama_turboprefill_read * read); // waits as well
 
-// Hidden rows of the last llama_decode(), for a reader that comes after later ones, see turboprefill-draft.h.
-// hold: they are kept; nullptr: nothing is in flight or the decode had outputs: read them now. use: waits for them, and the
-// context returns those from token i_first on as its results until unuse; false: a device failed, which the next llama_decode()
-// returns. free takes nullptr as well.
+// Results of the last llama_decode(), for a reader that comes after later ones, see turboprefill-draft.h and
+// turboprefill-server.h. hold_rows: the hidden rows of all tokens of a decode without outputs, hold_logits: the logits of one
+// that makes nothing else; nullptr: there is something else, or nothing is in flight: read them now. use: waits for them, and
+// the context returns them as its results until unuse, hidden rows from token i_first on; false: a device failed, which the
+// next llama_decode() returns. free takes nullptr as well.
 struct llama_turboprefill_rows;
 LLAMA_API struct llama_turboprefill_rows * llama_turboprefill_hold_rows(struct llama_context * ctx);
+LLAMA_API struct llama_turboprefill_rows * llama_turboprefill_hold_logits(struct llama_context * ctx);
 LLAMA_API bool llama_turboprefill_use_rows  (struct llama_turboprefill_rows * rows, int32_t i_first);
 LLAMA_API void llama_turboprefill_unuse_rows(struct llama_context * ctx);
 LLAMA_API void llama_turboprefill_free_rows (struct llama_turboprefill_rows * rows);

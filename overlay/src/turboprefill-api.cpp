@@ -28,9 +28,9 @@ int32_t llama_turboprefill_synchronize(llama_context * ctx) {
     return llama_turboprefill::make(*ctx).synchronize();
 }
 
-bool llama_turboprefill_synchronize_results(llama_context * ctx) {
+bool llama_turboprefill_synchronize_results(llama_context * ctx, int32_t * status) {
     auto * tp = llama_turboprefill::get(*ctx);
-    return tp && tp->wait_results();
+    return tp && tp->wait_results(status);
 }
 
 int32_t llama_turboprefill_results(llama_context * ctx) {

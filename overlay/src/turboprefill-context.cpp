@@ -121,7 +121,7 @@ void llama_turboprefill_before_state(llama_context & ctx) {
 }
 
 void llama_context::synchronize_results() {
-    if (!llama_turboprefill_synchronize_results(this)) {
+    if (!llama_turboprefill_synchronize_results(this, nullptr)) {
         synchronize();
     }
 }

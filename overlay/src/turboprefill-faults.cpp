@@ -117,11 +117,15 @@ void llama_turboprefill::spoil_outputs() {
 
 int32_t llama_turboprefill::synchronize() {
     ctx.synchronize();
-    return turboprefill_decode_code(take_late());
+    return take_late_code();
 }
 
 int32_t llama_turboprefill::results() {
-    return wait_results() ? turboprefill_decode_code(take_late()) : synchronize();
+    int32_t status = 0;
+    if (!wait_results(&status) && status == 0) {
+        status = synchronize();
+    }
+    return status;
 }
 
 // stays for the next decode to report, which is the first call that can
@@ -141,6 +145,10 @@ ggml_status llama_turboprefill::take_late() {
     const ggml_status status = status_late;
     status_late = GGML_STATUS_SUCCESS;
     return status;
+}
+
+int32_t llama_turboprefill::take_late_code() {
+    return turboprefill_decode_code(take_late());
 }
 
 int32_t llama_turboprefill::decode_begin() {
@@ -165,5 +173,5 @@ int32_t llama_turboprefill::decode_end() {
         turboprefill_drain_host(engine);
     }
     note_late(recover());
-    return turboprefill_decode_code(take_late());
+    return take_late_code();
 }

@@ -27,17 +27,6 @@ struct llama_turboprefill_entry {
     int64_t              i_ubatch = -1; // its number in the engine, -1: none
 };
 
-// rows of hidden states of all tokens of a decode, and in which order they are
-struct turboprefill_hidden_rows {
-    struct view {
-        float * data = nullptr;
-        size_t  size = 0;
-    };
-    view                 nextn;
-    std::vector<view>    layer_inp;
-    std::vector<int32_t> batch_idxs;
-};
-
 // whether the scheduler groups nodes by device: recurrent models need it, for others it would be work for nothing
 enum turboprefill_regrouping {
     TURBOPREFILL_REGROUP_UNTRIED,
@@ -48,6 +37,23 @@ enum turboprefill_regrouping {
 struct llama_turboprefill {
     explicit llama_turboprefill(llama_context & ctx);
     ~llama_turboprefill();
+
+    // what a decode returns, but for embeddings and what samplers on devices make
+    struct kept_results {
+        struct view {
+            float * data = nullptr;
+            size_t  size = 0;
+        };
+        view                                  logits;
+        uint32_t                              n_outputs = 0;
+        std::vector<int32_t>                  output_ids;
+        std::vector<llama_context::swap_info> output_swaps;
+
+        // rows of hidden states of all tokens, and in which order they are
+        view                 nextn;
+        std::vector<view>    layer_inp;
+        std::vector<int32_t> batch_idxs;
+    };
 
     static llama_turboprefill * get(const llama_context & ctx); // nullptr if there is none
     static llama_turboprefill & make(     llama_context & ctx);
@@ -69,7 +75,7 @@ struct llama_turboprefill {
 
     // turboprefill-wait.cpp
     void drain(turboprefill_cause cause);
-    bool wait_results();                                          // false: nothing is in flight
+    bool wait_results(int32_t * status);                          // false: nothing is in flight. status may be nullptr
     void wait_seq(llama_seq_id seq_id, turboprefill_cause cause); // below 0: all
     bool wait_state(llama_seq_id seq_id);                         // false: nothing is in flight
     bool has_moving_state() const;
@@ -84,6 +90,7 @@ struct llama_turboprefill {
 
     // turboprefill-rows.cpp
     struct llama_turboprefill_rows * hold_rows();
+    struct llama_turboprefill_rows * hold_logits();
     llama_turboprefill_rows_state rows_state(const llama_turboprefill_rows & rows) const;
     bool use_rows (llama_turboprefill_rows & rows, int64_t i_first); // false: a device failed
     void unuse_rows();
@@ -186,6 +193,7 @@ private:
     // turboprefill-rows.cpp
     bool in_flight(const llama_turboprefill_rows & rows) const;
     ggml_backend_buffer_ptr spare_buffer(size_t size);
+    llama_turboprefill_rows * hold();
     void call_between();
     void fail_rows(int64_t i_ubatch);
 
@@ -198,6 +206,7 @@ private:
     void        spoil_outputs();
     void        note_late(ggml_status status);
     ggml_status take_late();
+    int32_t     take_late_code(); // as llama_decode() returns it
 
     // what differs between the versions of llama.cpp that this builds with
 
@@ -210,24 +219,31 @@ private:
     template <typename T> static auto hidden_rows(const T & ctx, int)  -> decltype(ctx.embd_nextn) { return ctx.embd_nextn; }
     template <typename T> static auto hidden_rows(const T & ctx, long) -> decltype(ctx.embd)       { return ctx.embd; }
 
-    // the hidden rows of a context and those given here change places. false: none, or not of all tokens
-    template <typename T> static auto exchange_rows(T & ctx, turboprefill_hidden_rows & rows, int) -> decltype(ctx.embd_nextn, ctx.embd_layer_inp, ctx.embd_batch_idxs, bool()) {
-        if (ctx.cparams.embeddings_nextn_masked || (!ctx.embd_nextn.data && !rows.nextn.data)) {
-            return false;
-        }
-        const auto exchange = [](auto & view, turboprefill_hidden_rows::view & other) {
-            std::swap(view.data, other.data);
-            std::swap(view.size, other.size);
-        };
-        exchange(ctx.embd_nextn, rows.nextn);
-        rows.layer_inp.resize(ctx.embd_layer_inp.size());
-        for (size_t i = 0; i < rows.layer_inp.size(); ++i) {
-            exchange(ctx.embd_layer_inp[i], rows.layer_inp[i]);
-        }
-        ctx.embd_batch_idxs.swap(rows.batch_idxs);
-        return true;
+    // whether a decode makes hidden rows of all tokens
+    template <typename T> static auto has_hidden_rows(const T & ctx, int) -> decltype(ctx.embd_nextn, ctx.embd_batch_idxs, bool()) { return ctx.embd_nextn.data && !ctx.cparams.embeddings_nextn_masked; }
+    template <typename T> static bool has_hidden_rows(const T & /*ctx*/, long) { return false; }
+
+    // the results of a context and those given here change places
+    template <typename A, typename B> static void exchange(A & a, B & b) {
+        std::swap(a.data, b.data);
+        std::swap(a.size, b.size);
     }
-    template <typename T> static bool exchange_rows(T & /*ctx*/, turboprefill_hidden_rows & /*rows*/, long) { return false; }
+    template <typename T> static void exchange_results(T & ctx, kept_results & other) {
+        exchange(ctx.logits, other.logits);
+        std::swap(ctx.n_outputs, other.n_outputs);
+        ctx.output_ids  .swap(other.output_ids);
+        ctx.output_swaps.swap(other.output_swaps);
+        exchange_hidden_rows(ctx, other, 0);
+    }
+    template <typename T> static auto exchange_hidden_rows(T & ctx, kept_results & other, int) -> decltype(ctx.embd_nextn, ctx.embd_layer_inp, ctx.embd_batch_idxs, void()) {
+        exchange(ctx.embd_nextn, other.nextn);
+        other.layer_inp.resize(ctx.embd_layer_inp.size());
+        for (size_t i = 0; i < other.layer_inp.size(); ++i) {
+            exchange(ctx.embd_layer_inp[i], other.layer_inp[i]);
+        }
+        ctx.embd_batch_idxs.swap(other.batch_idxs);
+    }
+    template <typename T> static void exchange_hidden_rows(T & /*ctx*/, kept_results & /*other*/, long) {}
 
     template <typename T> static auto shift_rows(T & ctx, int64_t n_tokens, int) -> decltype(ctx.embd_nextn, ctx.embd_layer_inp, void()) {
         const auto shift = [&](auto & view, int64_t n_embd) {

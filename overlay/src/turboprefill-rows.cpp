@@ -1,4 +1,4 @@
-// TurboPrefill: hidden rows of a decode that are read after later decodes, see turboprefill-draft.h
+// TurboPrefill: results of a decode that are read after later decodes, see turboprefill-draft.h and turboprefill-server.h
 //
 // Nothing is copied: the rows stay in the buffer that the devices write to, and the context goes on with another one.
 
@@ -10,8 +10,8 @@
 struct llama_turboprefill_rows {
     std::weak_ptr<llama_turboprefill> owner; // gone: it waited before it went
 
-    ggml_backend_buffer_ptr  buffer;
-    turboprefill_hidden_rows rows;
+    ggml_backend_buffer_ptr          buffer;
+    llama_turboprefill::kept_results results;
 
     int64_t i_engine   = 0; // a later engine began with nothing in flight
     int64_t i_ubatch   = 0; // the last one that makes some of them
@@ -25,7 +25,16 @@ bool llama_turboprefill::in_flight(const llama_turboprefill_rows & rows) const {
 }
 
 llama_turboprefill_rows * llama_turboprefill::hold_rows() {
-    if (!engine || rows_used || ctx.n_outputs != 0) {
+    return ctx.n_outputs == 0 && has_hidden_rows(ctx, 0) ? hold() : nullptr;
+}
+
+llama_turboprefill_rows * llama_turboprefill::hold_logits() {
+    const bool others = ctx.cparams.embeddings || has_hidden_rows(ctx, 0) || !ctx.sampling.samplers.empty();
+    return ctx.n_outputs > 0 && !others ? hold() : nullptr;
+}
+
+llama_turboprefill_rows * llama_turboprefill::hold() {
+    if (!engine || rows_used) {
         return nullptr;
     }
     submit();
@@ -33,23 +42,19 @@ llama_turboprefill_rows * llama_turboprefill::hold_rows() {
         return nullptr;
     }
     auto * rows = new llama_turboprefill_rows;
-    if (!exchange_rows(ctx, rows->rows, 0)) {
-        delete rows;
-        return nullptr;
-    }
+    rows->results.output_ids.assign(ctx.output_ids.size(), -1);
     rows->owner      = ctx.turboprefill;
     rows->i_engine   = i_engine;
     rows->i_ubatch   = turboprefill_last_result(engine);
     rows->n_ubatches = n_ubatches_decode;
-    rows->buffer     = std::move(ctx.buf_output);
     rows_held.push_back(rows);
 
     // the context has no results now, until its next decode
-    ctx.logits          = {nullptr, 0};
+    exchange_results(ctx, rows->results);
+    rows->buffer        = std::move(ctx.buf_output);
     ctx.embd            = {nullptr, 0};
     ctx.sampling.logits = {nullptr, 0};
     ctx.sampling.probs  = {nullptr, 0};
-    ctx.output_swaps.clear();
     ctx.buf_output = spare_buffer(ggml_backend_buffer_get_size(rows->buffer.get()));
     return rows;
 }
@@ -87,7 +92,7 @@ bool llama_turboprefill::use_rows(llama_turboprefill_rows & rows, int64_t i_firs
     if (rows.failed) {
         return false;
     }
-    exchange_rows(ctx, rows.rows, 0);
+    exchange_results(ctx, rows.results);
     ctx.output_reorder();
     shift_rows(ctx, i_first, 0);
     rows_used   = &rows;
@@ -98,7 +103,7 @@ bool llama_turboprefill::use_rows(llama_turboprefill_rows & rows, int64_t i_firs
 void llama_turboprefill::unuse_rows() {
     if (rows_used) {
         shift_rows(ctx, -i_rows_used, 0);
-        exchange_rows(ctx, rows_used->rows, 0);
+        exchange_results(ctx, rows_used->results);
         rows_used = nullptr;
     }
 }
@@ -137,6 +142,11 @@ void llama_turboprefill::fail_rows(int64_t i_ubatch) {
 llama_turboprefill_rows * llama_turboprefill_hold_rows(llama_context * ctx) {
     auto * tp = llama_turboprefill::get(*ctx);
     return tp ? tp->hold_rows() : nullptr;
+}
+
+llama_turboprefill_rows * llama_turboprefill_hold_logits(llama_context * ctx) {
+    auto * tp = llama_turboprefill::get(*ctx);
+    return tp ? tp->hold_logits() : nullptr;
 }
 
 llama_turboprefill_rows_state llama_turboprefill_get_rows_state(const llama_turboprefill_rows * rows) {

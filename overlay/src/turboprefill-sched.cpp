@@ -109,10 +109,6 @@ void llama_turboprefill::sched_end() {
         }
     } else {
         LLAMA_LOG_WARN("%s: TurboPrefill: standard path: %s\n", __func__, why_no_engine.c_str());
-        if (ctx.model.has_tensor_overrides()) {
-            LLAMA_LOG_WARN("%s: TurboPrefill: tensors were moved out of their layers, by -ot, --cpu-moe or --fit: the pipeline needs "
-                    "whole layers on each device; `turboprefill plan MODEL` prints the -ts that fits\n", __func__);
-        }
     }
 }
 

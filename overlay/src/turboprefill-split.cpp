@@ -120,9 +120,49 @@ static bool turboprefill_one_kind(const llama_model & model, const std::vector<f
     return true;
 }
 
-void llama_turboprefill_split(const llama_model & model, const llama_model_loader & ml, std::vector<float> & splits) {
-    if (!turboprefill_env_enabled() || turboprefill_getenv("TURBOPREFILL_SPLIT") == "off" ||
-            model.split_mode() != LLAMA_SPLIT_MODE_LAYER || splits.size() < 2 || model.n_gpu_layers() == 0) {
+static std::string turboprefill_join(const std::vector<int> & counts) {
+    std::string text;
+    for (const int count : counts) {
+        text += (text.empty() ? "" : ",") + std::to_string(count);
+    }
+    return text;
+}
+
+// tensors that lie elsewhere than their layers make devices take turns: how many whole layers would fit instead
+static void turboprefill_advise(const llama_model & model, std::vector<turboprefill_unit> units) {
+    std::vector<double> memory;
+    for (const auto & device : model.devices) {
+        size_t free, total;
+        ggml_backend_dev_memory(device.dev, &free, &total);
+        memory.push_back(TURBOPREFILL_WEIGHTS_SHARE*free);
+    }
+    const size_t n_all = units.size();
+    std::vector<int> counts;
+    while (units.size() >= memory.size() && counts.empty()) {
+        counts = turboprefill_balance(units, memory);
+        units.erase(units.begin()); // the first layers stay on the CPU
+    }
+    if (counts.empty()) {
+        return;
+    }
+    const size_t n_gpu_layers = units.size() + 1;
+    const std::string ngl = n_gpu_layers < n_all ? " -ngl " + std::to_string(n_gpu_layers) : "";
+    LLAMA_LOG_WARN("%s: TurboPrefill: -ot, --cpu-moe or --fit keeps tensors off the devices of their layers, which costs the "
+            "pipeline. Without that, whole layers fit as%s -ts %s, if the KV cache leaves room\n", __func__, ngl.c_str(), turboprefill_join(counts).c_str());
+}
+
+void llama_turboprefill_split(const llama_model & model, const llama_model_loader & ml, bool given, std::vector<float> & splits) {
+    if (!turboprefill_env_enabled() || model.split_mode() != LLAMA_SPLIT_MODE_LAYER || splits.size() < 2 || model.n_gpu_layers() == 0) {
+        return;
+    }
+    std::vector<turboprefill_unit> units = turboprefill_units(model, ml);
+    if (std::any_of(units.begin(), units.end() - 1, [](const turboprefill_unit & unit) { return unit.bytes == 0; })) {
+        return; // an architecture that names its layers in another way
+    }
+    if (model.has_tensor_overrides() && !model.hparams.no_alloc) {
+        turboprefill_advise(model, units);
+    }
+    if (given || turboprefill_getenv("TURBOPREFILL_SPLIT") == "off") {
         return;
     }
     if (!turboprefill_one_kind(model, splits)) {
@@ -131,10 +171,6 @@ void llama_turboprefill_split(const llama_model & model, const llama_model_loade
         return;
     }
 
-    std::vector<turboprefill_unit> units = turboprefill_units(model, ml);
-    if (std::any_of(units.begin(), units.end() - 1, [](const turboprefill_unit & unit) { return unit.bytes == 0; })) {
-        return; // an architecture that names its layers in another way
-    }
     const size_t n_gpu_layers = model.n_gpu_layers();
     if (n_gpu_layers < units.size()) {
         units.erase(units.begin(), units.end() - n_gpu_layers); // the first layers stay on the CPU
@@ -158,11 +194,8 @@ void llama_turboprefill_split(const llama_model & model, const llama_model_loade
         LLAMA_LOG_INFO("%s: TurboPrefill: memory is too short to balance the layers\n", __func__);
         return;
     }
-    std::string text;
-    for (size_t i = 0; i < counts.size(); i++) {
-        splits[i] = counts[i];
-        text += (i ? "," : "") + std::to_string(counts[i]);
-    }
+    std::copy(counts.begin(), counts.end(), splits.begin());
+    const std::string text = turboprefill_join(counts);
     LLAMA_LOG_INFO("%s: TurboPrefill: layers per device %s, as -ts %s would; TURBOPREFILL_SPLIT=off leaves it to llama.cpp\n",
             __func__, text.c_str(), text.c_str());
 }

@@ -11,5 +11,6 @@ struct llama_model;
 struct llama_model_loader;
 
 // splits: for each device its share of the layers; on entry llama.cpp's default, its free memory in bytes.
-// Changed if TURBOPREFILL is on, TURBOPREFILL_SPLIT is not off, and the devices are of one kind.
-void llama_turboprefill_split(const llama_model & model, const llama_model_loader & ml, std::vector<float> & splits);
+// Changed if TURBOPREFILL is on, TURBOPREFILL_SPLIT is not off, none are given, and the devices are of one kind. Where tensors
+// are kept off the devices of their layers, the log says which split would suit the pipeline.
+void llama_turboprefill_split(const llama_model & model, const llama_model_loader & ml, bool given, std::vector<float> & splits);

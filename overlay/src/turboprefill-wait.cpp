@@ -40,19 +40,18 @@ void llama_turboprefill::wait(int64_t i_ubatch, turboprefill_cause cause) {
 }
 
 // a ubatch of the standard path is not in the engine's books: there is one only while nothing else is in flight
-bool llama_turboprefill::wait_results() {
+bool llama_turboprefill::wait_results(int32_t * status) {
     if (rows_used) {
         return true;
     }
-    if (!engine) {
-        return false;
-    }
     submit();
-    if (turboprefill_idle(engine)) {
-        return false;
+    if (engine && !turboprefill_idle(engine)) {
+        wait(turboprefill_last_result(engine), TURBOPREFILL_CAUSE_RESULT);
     }
-    wait(turboprefill_last_result(engine), TURBOPREFILL_CAUSE_RESULT);
-    return !turboprefill_idle(engine); // else a synchronization has nothing left to wait for, and upstream counts tokens there
+    if (status) {
+        *status = take_late_code();
+    }
+    return engine && !turboprefill_idle(engine); // else a synchronization has nothing left to wait for, and upstream counts tokens there
 }
 
 void llama_turboprefill::wait_seq(llama_seq_id seq_id, turboprefill_cause cause) {

