@@ -10,6 +10,8 @@ namespace {
 
 thread_local bool in_callback = false;
 
+const int64_t signal_interval_us = 20000;
+
 bool interpreter_finalizing() {
 #if PY_VERSION_HEX >= 0x030D0000
     return Py_IsFinalizing();
@@ -64,6 +66,19 @@ bool abort_state::ask() {
     in_callback = false;
     next_us = llama_time_us() + interval_us;
     return stop;
+}
+
+bool abort_state::interrupted() {
+    const int64_t now = llama_time_us();
+    if (now < signals_us || interpreter_finalizing()) {
+        return false;
+    }
+    py::gil_scoped_acquire gil;
+    signals_us = now + signal_interval_us;
+    if (!error && PyErr_CheckSignals() != 0) {
+        error = std::make_exception_ptr(py::error_already_set());
+    }
+    return error != nullptr;
 }
 
 void abort_state::rethrow() {

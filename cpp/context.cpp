@@ -116,6 +116,7 @@ context::context(const model & model, const context_params & params) {
     if (!native->ctx) {
         throw error("ContextCreationError", "llama.cpp refused to create the context");
     }
+    llama_turboprefill_set_interrupt(native->ctx, abort_state::on_interrupt, &native->abort);
     embeddings_ = params.embeddings;
     unified_    = params.kv_unified || params.n_seq_max <= 1;
     native_     = std::move(native);
@@ -165,6 +166,16 @@ int32_t context::decode(const std::optional<i32_array> & tokens, const std::opti
     }
     u.native->abort.rethrow();
     return ret;
+}
+
+std::pair<double, std::string> context::health() const {
+    const auto native = native_; // without the lock: whoever has it may be the one who waits
+    if (!native) {
+        throw closed_error("the context is closed; make a new one with model.context()");
+    }
+    char text[1024];
+    const int64_t t_us = llama_turboprefill_stuck_us(native->ctx, text, sizeof(text));
+    return { t_us/1e6, text };
 }
 
 int32_t context::synchronize() {
@@ -327,6 +338,7 @@ void bind_context(py::module_ & m) {
             py::arg("tokens").noconvert(), py::arg("embd").noconvert(), py::arg("pos").noconvert(),
             py::arg("n_seq_id").noconvert(), py::arg("seq_id").noconvert(), py::arg("output").noconvert())
         .def("synchronize", &context::synchronize)
+        .def("health", &context::health)
         .def("results", &context::results)
         .def("copy_outputs", &context::copy_outputs,
             py::arg("kind"), py::arg("rows").noconvert(), py::arg("out").noconvert())

@@ -66,6 +66,7 @@ public:
                      const i32_array & pos, const i32_array & n_seq_id, const i32_array & seq_id,
                      const i8_array & output);
     int32_t   synchronize();
+    std::pair<double, std::string> health() const; // seconds since nothing moves, 0: all is well; why. GIL held
     int32_t   results();
     void      copy_outputs(output_kind kind, const i32_array & rows, f32_array & out);
     py::array view_outputs(output_kind kind);

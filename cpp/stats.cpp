@@ -97,6 +97,7 @@ void bind_stats(py::module_ & m, py::class_<context> & cls) {
         .def_property_readonly("n_ubatches_standard",  counter(&c::n_ubatches_standard))
         .def_property_readonly("n_tokens_pipelined",   counter(&c::n_tokens_pipelined))
         .def_property_readonly("n_tokens_standard",    counter(&c::n_tokens_standard))
+        .def_property_readonly("n_faults",             counter(&c::n_faults))
         .def_property_readonly("t_capture_us",         counter(&c::t_capture_us))
         .def_property_readonly("t_slot_wait_us",       counter(&c::t_slot_wait_us))
         .def_property_readonly("n_bytes_moved",        counter(&c::n_bytes_moved))

@@ -45,24 +45,77 @@ public:
     }
 
     // Of the batches before the one that was just decoded: post_decode(n_tokens, off) finds the slots and the results as they
-    // were after each. false: a device failed, all slots were given to abort(reason)
-    template <typename PostDecode, typename Abort>
-    bool finish(llama_context * ctx, std::vector<server_slot> & slots, PostDecode && post_decode, Abort && abort) {
+    // were after each. wait(f) calls f, which may take its time. false: a device failed, all slots were given to abort(reason)
+    template <typename PostDecode, typename Abort, typename Wait>
+    bool finish(llama_context * ctx, std::vector<server_slot> & slots, PostDecode && post_decode, Abort && abort, Wait && wait) {
         const size_t n_left = std::exchange(n_new, 0);
         while (batches.size() > n_left) {
             const kept batch = std::move(batches.front());
             batches.pop_front();
 
-            const in_use use(ctx, batch, slots);
-            if (use.n_ends > 0 && !use.ok) {
+            in_use use(ctx, batch, slots);
+            if (use.n_ends == 0) {
+                continue;
+            }
+            wait([&] { use.ok = llama_turboprefill_use_rows(batch.rows, 0); });
+            if (!use.ok) {
                 fail(ctx, slots, abort);
                 return false;
             }
-            if (use.n_ends > 0) {
+            finishing = true;
+            try {
                 post_decode(batch.n_tokens, batch.off);
+            } catch (...) {
+                finishing = false;
+                throw;
             }
+            finishing = false;
         }
         return true;
+    }
+
+    // whether post_decode() is that of an earlier batch: clients were told of their progress then
+    bool finishes() const { return finishing; }
+
+    // Nobody asks for anything: a fault that is found now concerns nobody, but for what slots believe to have in memory.
+    void rest(llama_context * ctx, std::vector<server_slot> & slots) {
+        while (!batches.empty()) {
+            drop();
+        }
+        if (llama_turboprefill_enabled(ctx) && llama_turboprefill_synchronize(ctx) != 0) {
+            forget(ctx, slots);
+        }
+    }
+
+    // After a fault, when all slots have been released: whose tokens are no longer in memory. Upstream only thinks of slots
+    // that were at work, but ubatches of a request that was cancelled may have been in flight.
+    void forget(llama_context * ctx, std::vector<server_slot> & slots) {
+        failed(ctx);
+        for (auto & slot : slots) {
+            if (llama_turboprefill_enabled(ctx) && !slot.is_processing() && llama_memory_seq_pos_max(llama_get_memory(ctx), slot.id) < slot.prompt.tokens.pos_next() - 1) {
+                slot.prompt_clear();
+            }
+        }
+    }
+
+    // whether a device has failed since somebody asked
+    bool failed(const llama_context * ctx) {
+        const int64_t n = llama_turboprefill_get_stats(ctx).n_faults;
+        return std::exchange(n_faults, n) != n;
+    }
+
+    // As the server does when llama_decode() returns an error
+    template <typename Abort>
+    void fail(llama_context * ctx, std::vector<server_slot> & slots, Abort && abort) {
+        while (!batches.empty()) {
+            drop();
+        }
+        abort("Compute error.");
+        for (auto & slot : slots) {
+            slot.prompt_clear();
+        }
+        llama_turboprefill_synchronize(ctx); // that was the report of the failure
+        failed(ctx);
     }
 
 private:
@@ -80,19 +133,20 @@ private:
     };
 
     std::deque<kept> batches;
-    size_t           n_new = 0; // of them: the batch that was just decoded
+    size_t           n_new     = 0; // of them: the batch that was just decoded
+    bool             finishing = false;
+    int64_t          n_faults  = 0;
 
-    // while it lives, the context has the results of a batch, and the slots those places in it that they had
+    // while it lives, the slots have those places in a batch that they had, and at its end the context its own results again
     struct in_use {
         llama_context *            ctx;
         const kept &               batch;
         std::vector<server_slot> & slots;
         std::vector<int32_t>       i_batch;
         int                        n_ends = 0; // prompts that nobody has cancelled
-        bool                       ok;
+        bool                       ok = false;
 
         in_use(llama_context * ctx, const kept & batch, std::vector<server_slot> & slots) : ctx(ctx), batch(batch), slots(slots) {
-            ok = llama_turboprefill_use_rows(batch.rows, 0);
             for (auto & slot : slots) {
                 i_batch.push_back(std::exchange(slot.i_batch, -1));
             }
@@ -107,7 +161,7 @@ private:
         in_use & operator=(const in_use &) = delete;
 
         ~in_use() {
-            for (size_t i = 0; i < slots.size() && ok; ++i) {
+            for (size_t i = 0; i < slots.size(); ++i) {
                 slots[i].i_batch = i_batch[i];
             }
             llama_turboprefill_unuse_rows(ctx);
@@ -137,24 +191,5 @@ private:
     void drop() {
         llama_turboprefill_free_rows(batches.front().rows);
         batches.pop_front();
-    }
-
-    // as the server does when llama_decode() returns an error
-    template <typename Abort>
-    void fail(llama_context * ctx, std::vector<server_slot> & slots, Abort && abort) {
-        while (!batches.empty()) {
-            drop();
-        }
-        std::vector<server_slot *> failed;
-        for (auto & slot : slots) {
-            if (slot.is_processing()) {
-                failed.push_back(&slot);
-            }
-        }
-        abort("Compute error.");
-        for (auto * slot : failed) {
-            slot->prompt_clear();
-        }
-        llama_turboprefill_synchronize(ctx); // that was the report of the failure
     }
 };

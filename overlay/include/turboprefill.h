@@ -84,6 +84,17 @@ LLAMA_API enum llama_turboprefill_rows_state llama_turboprefill_get_rows_state(c
 typedef void (*llama_turboprefill_between)(void * data);
 LLAMA_API void llama_turboprefill_set_between(struct llama_context * ctx, llama_turboprefill_between callback, void * data);
 
+// Asked before each ubatch, on the caller's thread: true ends llama_decode(), which returns 2 and keeps in memory what was
+// computed before, with TurboPrefill enabled or not. nullptr: not any more.
+typedef bool (*llama_turboprefill_interrupt)(void * data);
+LLAMA_API void llama_turboprefill_set_interrupt(struct llama_context * ctx, llama_turboprefill_interrupt callback, void * data);
+
+// For how many microseconds nothing has moved in the pipeline of ctx, nullptr: of any context in this process, although
+// somebody waits; 0: all is well. It is noticed after TURBOPREFILL_WATCHDOG_S seconds (default 120, 0: never). text receives up
+// to n bytes with the final zero: which device does not answer, and what everybody waits for. Any thread may ask, at any
+// time while ctx exists.
+LLAMA_API int64_t llama_turboprefill_stuck_us(const struct llama_context * ctx, char * text, size_t n);
+
 // Called before a sequence (below 0: any) in the memory of ctx is changed or read, from position pos on, other than by
 // llama_decode(). nullptr: not any more.
 typedef void (*llama_turboprefill_before_use)(void * data, llama_seq_id seq_id, llama_pos pos);
@@ -94,6 +105,8 @@ struct llama_turboprefill_stats {
     int64_t n_ubatches_standard;  // counted while TurboPrefill is enabled
     int64_t n_tokens_pipelined;
     int64_t n_tokens_standard;
+
+    int64_t n_faults;       // how often a device failed, and memory lost what it had not computed
 
     int64_t t_capture_us;   // host time spent on capturing ubatches
     int64_t t_slot_wait_us; // host time spent on waiting for a free slot
@@ -122,8 +135,8 @@ LLAMA_API int32_t llama_turboprefill_n_waits (void);
 LLAMA_API bool    llama_turboprefill_get_wait(const struct llama_context * ctx, int32_t i, struct llama_turboprefill_wait * wait);
 
 struct llama_turboprefill_stage {
-    const char * device;     // owned by the context
-    const char * transport;  // how the activations of the stage before arrive: "none", "staged" or "peer"
+    const char * device;     // lives as long as the device
+    const char * transport;  // static; how the activations of the stage before arrive: "none", "staged" or "peer"
     int64_t      n_ubatches;
     uint64_t     n_bytes_in; // activations received from other stages
 };

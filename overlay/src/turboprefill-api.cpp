@@ -37,6 +37,22 @@ int32_t llama_turboprefill_results(llama_context * ctx) {
     return llama_turboprefill::make(*ctx).results();
 }
 
+void llama_turboprefill_set_interrupt(llama_context * ctx, llama_turboprefill_interrupt callback, void * data) {
+    auto & tp = llama_turboprefill::make(*ctx);
+    tp.interrupt      = callback;
+    tp.interrupt_data = data;
+}
+
+int64_t llama_turboprefill_stuck_us(const llama_context * ctx, char * text, size_t n) {
+    std::string what;
+    const auto * tp = ctx ? llama_turboprefill::get(*ctx) : nullptr;
+    const int64_t t_us = tp || !ctx ? turboprefill_stuck_us(tp ? tp->health.get() : nullptr, what) : 0;
+    if (n > 0) {
+        text[what.copy(text, n - 1)] = 0;
+    }
+    return t_us;
+}
+
 const char * llama_turboprefill_report(llama_context * ctx) {
     return llama_turboprefill::make(*ctx).report();
 }
@@ -59,7 +75,7 @@ llama_turboprefill_stats llama_turboprefill_get_stats(const llama_context * ctx)
         const turboprefill_engine_stats engine = turboprefill_get_stats(tp->engine);
         stats.t_slot_wait_us = engine.waits[TURBOPREFILL_CAUSE_SLOT].t_us;
         stats.n_bytes_moved  = engine.n_bytes_moved;
-        stats.mem_host       = engine.mem_host;
+        stats.mem_host       = engine.mem_host + tp->graph_bytes();
         stats.mem_device     = engine.mem_device;
         stats.n_slots        = engine.n_slots;
         stats.n_stages       = turboprefill_get_stages(tp->engine).size();
@@ -97,11 +113,11 @@ bool llama_turboprefill_get_stage(const llama_context * ctx, int32_t i, llama_tu
     if (!tp || !tp->engine) {
         return false;
     }
-    tp->stages = turboprefill_get_stages(tp->engine);
-    if (i < 0 || (size_t) i >= tp->stages.size()) {
+    const auto stages = turboprefill_get_stages(tp->engine);
+    if (i < 0 || (size_t) i >= stages.size()) {
         return false;
     }
-    const auto & from = tp->stages[i];
+    const auto & from = stages[i];
     *stage = { from.device, from.transport, from.n_ubatches, from.n_bytes_in };
     return true;
 }

@@ -158,6 +158,12 @@ bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gty
         res = nullptr;
         return true;
     }
+    if (interrupt && interrupt(interrupt_data)) {
+        drain(TURBOPREFILL_CAUSE_ABORT); // upstream removes from memory what comes after these
+        ret = status_late != GGML_STATUS_SUCCESS ? take_late() : GGML_STATUS_ABORTED;
+        res = nullptr;
+        return true;
+    }
     if (!enabled) {
         return false;
     }
@@ -169,7 +175,8 @@ bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gty
     res  = nullptr;
     slot = turboprefill_acquire(engine);
     if (!slot) {
-        ret = recover();
+        note_late(recover());
+        ret = take_late();
         return true;
     }
 

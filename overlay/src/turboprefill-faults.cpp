@@ -12,6 +12,7 @@
 #include <limits>
 #include <map>
 #include <set>
+#include <stdexcept>
 
 // devices that failed: forget what they did not compute
 ggml_status llama_turboprefill::recover() {
@@ -46,6 +47,7 @@ ggml_status llama_turboprefill::recover() {
     }
 
     for (const auto & [seq_id, pos] : pos_min) {
+        seqs_late.insert(seq_id);
         LLAMA_LOG_WARN("%s: removing memory module entries for seq_id = %d, pos = [%d, +inf)\n", __func__, seq_id, pos);
         // the states of a recurrent model can't be taken back one by one, and a sliding window may have moved on
         if (has_snapshots(ctx.cparams, 0) || !ctx.memory->seq_rm(seq_id, pos, -1) || !has_window(seq_id, pos)) {
@@ -55,6 +57,7 @@ ggml_status llama_turboprefill::recover() {
     }
 
     turboprefill_clear_failure(engine);
+    stats.n_faults++;
     return first.status;
 }
 
@@ -94,6 +97,8 @@ static int32_t turboprefill_decode_code(ggml_status status) {
 
 // the caller is about to read results that were never made: nothing there may be taken for them
 void llama_turboprefill::spoil_outputs() {
+    auto *        used   = rows_used; // of an earlier decode
+    const int64_t i_used = i_rows_used;
     unuse_rows();
     const float nan = std::numeric_limits<float>::quiet_NaN();
     // output_reserve() has noted the sizes of a larger buffer when it drains to replace this one
@@ -107,11 +112,20 @@ void llama_turboprefill::spoil_outputs() {
     fill(ctx.logits);
     fill(ctx.embd);
     fill(hidden_rows(ctx, 0));
+    for_layer_inputs(ctx, fill, 0);
     fill(ctx.sampling.logits);
     fill(ctx.sampling.probs);
+    for (const auto & tokens : { ctx.sampling.sampled, ctx.sampling.candidates }) {
+        if (tokens.data && ctx.buf_output) {
+            std::fill_n(tokens.data, tokens.size, LLAMA_TOKEN_NULL);
+        }
+    }
     for (auto & [seq_id, embd] : ctx.embd_seq) {
         GGML_UNUSED(seq_id);
         std::fill(embd.begin(), embd.end(), nan);
+    }
+    if (used) {
+        use_rows(*used, i_used);
     }
 }
 
@@ -138,12 +152,22 @@ void llama_turboprefill::note_late(ggml_status status) {
 // the memory was cleared: what failed before does not matter any more
 void llama_turboprefill::clear() {
     drain(TURBOPREFILL_CAUSE_MEMORY);
-    status_late = GGML_STATUS_SUCCESS;
+    take_late();
+}
+
+// What is left of a sequence is not what its llama_decode() has returned success for: the state would go for it. Until a
+// decode or whoever asks has reported the failure.
+void llama_turboprefill::check_state(llama_seq_id seq_id) const {
+    if (status_late != GGML_STATUS_SUCCESS && (seq_id < 0 || seqs_late.count(seq_id) != 0)) {
+        throw std::runtime_error(format("a device failed to compute ubatches of sequence %d; llama_decode() or "
+                "llama_turboprefill_synchronize() returns the code", seq_id < 0 ? *seqs_late.begin() : seq_id));
+    }
 }
 
 ggml_status llama_turboprefill::take_late() {
     const ggml_status status = status_late;
     status_late = GGML_STATUS_SUCCESS;
+    seqs_late.clear();
     return status;
 }
 

@@ -16,6 +16,8 @@
 #include "llama-memory.h"
 #include "llama-model.h"
 
+#include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -38,7 +40,7 @@ struct llama_turboprefill {
     explicit llama_turboprefill(llama_context & ctx);
     ~llama_turboprefill();
 
-    // what a decode returns, but for embeddings and what samplers on devices make
+    // what a decode returns; embeddings and what samplers on devices make stay empty, nobody keeps those
     struct kept_results {
         struct view {
             float * data = nullptr;
@@ -48,6 +50,8 @@ struct llama_turboprefill {
         uint32_t                              n_outputs = 0;
         std::vector<int32_t>                  output_ids;
         std::vector<llama_context::swap_info> output_swaps;
+        view                                  embd;
+        llama_context::sampling_info          sampling;
 
         // rows of hidden states of all tokens, and in which order they are
         view                 nextn;
@@ -66,6 +70,7 @@ struct llama_turboprefill {
     void sched_end();
     void drop_parts();
     void set_enabled(bool value);
+    uint64_t graph_bytes() const; // of the graphs of slots
 
     // turboprefill-capture.cpp
     void choose_ubatch();
@@ -97,6 +102,7 @@ struct llama_turboprefill {
     void free_rows(llama_turboprefill_rows & rows);
 
     // turboprefill-faults.cpp
+    void    check_state(llama_seq_id seq_id) const; // below 0: of all. throws if it is not what was decoded
     int32_t decode_begin();
     int32_t decode_end();
     int32_t synchronize();
@@ -111,6 +117,8 @@ struct llama_turboprefill {
 
     double ubatch_overhead = 0; // of a ubatch, in tokens, if its size is ours to choose
 
+    const std::shared_ptr<turboprefill_health> health = turboprefill_health_new(); // any thread may ask it
+
     bool reading = false; // state, behind the ubatches in flight: nobody need wait
 
     std::string reason; // why ubatches of the last decode took the standard path
@@ -120,6 +128,10 @@ struct llama_turboprefill {
     void * before_use_data = nullptr;
     void call_before_use(llama_seq_id seq_id, llama_pos pos) const { if (before_use) { before_use(before_use_data, seq_id, pos); } }
 
+    // asked before each ubatch: true ends the decode
+    llama_turboprefill_interrupt interrupt = nullptr;
+    void * interrupt_data = nullptr;
+
     // who has something to do when this context would have to wait for a slot
     llama_turboprefill_between between = nullptr;
     void * between_data = nullptr;
@@ -127,8 +139,6 @@ struct llama_turboprefill {
     llama_turboprefill_stats stats = {};
 
     turboprefill_wait_stats waits[TURBOPREFILL_N_CAUSES] = {}; // of engines before this one
-
-    mutable std::vector<turboprefill_stage_stats> stages; // kept for the strings that get_stage() returns
 
     std::vector<turboprefill_span> spans;
 
@@ -167,9 +177,11 @@ private:
     llama_turboprefill_rows *              rows_used = nullptr; // what the context returns as results for now,
     int64_t                                i_rows_used = 0;     // from this token on
 
-    ggml_status status_late = GGML_STATUS_SUCCESS; // of ubatches whose decode had returned
+    ggml_status status_late = GGML_STATUS_SUCCESS; // of ubatches whose decode had returned,
+    std::set<llama_seq_id> seqs_late;              // and the sequences that they held
 
     // turboprefill-sched.cpp
+    std::string why_no_backend() const;
     void try_regroup();
     void undo_regroup(bool pipeline_parallel);
 
@@ -215,6 +227,14 @@ private:
     template <typename T> static auto forget_graph(T & ctx, int)  -> decltype(ctx.gf_res_prev_active = nullptr, void()) { ctx.gf_res_prev_active = nullptr; }
     template <typename T> static auto forget_graph(T & ctx, long) -> decltype(ctx.gf_res_prev->reset(),         void()) { ctx.gf_res_prev->reset(); }
 
+    // inputs of layers, for draft models that read them
+    template <typename T, typename F> static auto for_layer_inputs(const T & ctx, const F & f, int) -> decltype(ctx.embd_layer_inp, void()) {
+        for (const auto & view : ctx.embd_layer_inp) {
+            f(view);
+        }
+    }
+    template <typename T, typename F> static void for_layer_inputs(const T & /*ctx*/, const F & /*f*/, long) {}
+
     // hidden states for multi-token prediction
     template <typename T> static auto hidden_rows(const T & ctx, int)  -> decltype(ctx.embd_nextn) { return ctx.embd_nextn; }
     template <typename T> static auto hidden_rows(const T & ctx, long) -> decltype(ctx.embd)       { return ctx.embd; }
@@ -223,17 +243,12 @@ private:
     template <typename T> static auto has_hidden_rows(const T & ctx, int) -> decltype(ctx.embd_nextn, ctx.embd_batch_idxs, bool()) { return ctx.embd_nextn.data && !ctx.cparams.embeddings_nextn_masked; }
     template <typename T> static bool has_hidden_rows(const T & /*ctx*/, long) { return false; }
 
-    // the results of a context and those given here change places
+    // the results of a context and those given here change places; and while those are used, what nobody keeps
+    void exchange_results(kept_results & other) const;
+    void exchange_others (kept_results & other) const;
     template <typename A, typename B> static void exchange(A & a, B & b) {
         std::swap(a.data, b.data);
         std::swap(a.size, b.size);
-    }
-    template <typename T> static void exchange_results(T & ctx, kept_results & other) {
-        exchange(ctx.logits, other.logits);
-        std::swap(ctx.n_outputs, other.n_outputs);
-        ctx.output_ids  .swap(other.output_ids);
-        ctx.output_swaps.swap(other.output_swaps);
-        exchange_hidden_rows(ctx, other, 0);
     }
     template <typename T> static auto exchange_hidden_rows(T & ctx, kept_results & other, int) -> decltype(ctx.embd_nextn, ctx.embd_layer_inp, ctx.embd_batch_idxs, void()) {
         exchange(ctx.embd_nextn, other.nextn);

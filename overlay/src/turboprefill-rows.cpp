@@ -50,13 +50,29 @@ llama_turboprefill_rows * llama_turboprefill::hold() {
     rows_held.push_back(rows);
 
     // the context has no results now, until its next decode
-    exchange_results(ctx, rows->results);
-    rows->buffer        = std::move(ctx.buf_output);
-    ctx.embd            = {nullptr, 0};
-    ctx.sampling.logits = {nullptr, 0};
-    ctx.sampling.probs  = {nullptr, 0};
+    exchange_results(rows->results);
+    rows->buffer            = std::move(ctx.buf_output);
+    ctx.embd                = {nullptr, 0};
+    ctx.sampling.logits     = {nullptr, 0};
+    ctx.sampling.sampled    = {nullptr, 0};
+    ctx.sampling.probs      = {nullptr, 0};
+    ctx.sampling.candidates = {nullptr, 0};
     ctx.buf_output = spare_buffer(ggml_backend_buffer_get_size(rows->buffer.get()));
     return rows;
+}
+
+void llama_turboprefill::exchange_results(kept_results & other) const {
+    exchange(ctx.logits, other.logits);
+    std::swap(ctx.n_outputs, other.n_outputs);
+    ctx.output_ids  .swap(other.output_ids);
+    ctx.output_swaps.swap(other.output_swaps);
+    exchange_hidden_rows(ctx, other, 0);
+}
+
+void llama_turboprefill::exchange_others(kept_results & other) const {
+    exchange(ctx.embd, other.embd);
+    std::swap(ctx.sampling, other.sampling);
+    ctx.sampling.token_ids_full_vocab.swap(other.sampling.token_ids_full_vocab); // belongs to the vocabulary
 }
 
 // a smaller one would have to be replaced, which waits for everything
@@ -92,7 +108,8 @@ bool llama_turboprefill::use_rows(llama_turboprefill_rows & rows, int64_t i_firs
     if (rows.failed) {
         return false;
     }
-    exchange_results(ctx, rows.results);
+    exchange_results(rows.results);
+    exchange_others (rows.results);
     ctx.output_reorder();
     shift_rows(ctx, i_first, 0);
     rows_used   = &rows;
@@ -103,7 +120,8 @@ bool llama_turboprefill::use_rows(llama_turboprefill_rows & rows, int64_t i_firs
 void llama_turboprefill::unuse_rows() {
     if (rows_used) {
         shift_rows(ctx, -i_rows_used, 0);
-        exchange_results(ctx, rows_used->results);
+        exchange_results(rows_used->results);
+        exchange_others (rows_used->results);
         rows_used = nullptr;
     }
 }

@@ -8,10 +8,21 @@
 #include "llama-impl.h"
 #include "llama-model.h"
 
+#include <algorithm>
+#include <cctype>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
+#include <iterator>
 
-// TURBOPREFILL_SLOTS, TURBOPREFILL_HOST_MB, TURBOPREFILL_TRANSPORT
+static const double TURBOPREFILL_WATCHDOG_DEFAULT_S = 120; // longer than a ubatch takes where it is worth to wait for one
+
+// Backends that were seen to work while several threads use their devices, each its own. CUDA has other names where it is
+// compiled for other vendors. Vulkan records and waits for events on one thread only, OpenCL keeps something of each tensor
+// that the next ubatch overwrites.
+static const char * const TURBOPREFILL_KNOWN_BACKENDS[] = { "CPU", "CUDA", "ROCm", "MUSA", "RPC", "VIRT" };
+
+// TURBOPREFILL_SLOTS, TURBOPREFILL_HOST_MB, TURBOPREFILL_TRANSPORT, TURBOPREFILL_WATCHDOG_S
 static turboprefill_params turboprefill_default_params() {
     turboprefill_params params;
 
@@ -22,6 +33,9 @@ static turboprefill_params turboprefill_default_params() {
         params.max_host_bytes = (size_t) host_mb*1024*1024;
     }
 
+    const std::string watchdog_s = turboprefill_getenv("TURBOPREFILL_WATCHDOG_S");
+    params.watchdog_s = watchdog_s.empty() ? TURBOPREFILL_WATCHDOG_DEFAULT_S : std::max(0.0, atof(watchdog_s.c_str()));
+
     const std::string transport = turboprefill_getenv("TURBOPREFILL_TRANSPORT");
     if (transport == "peer") {
         params.transport = TURBOPREFILL_TRANSPORT_PEER;
@@ -29,6 +43,35 @@ static turboprefill_params turboprefill_default_params() {
         LLAMA_LOG_WARN("%s: TURBOPREFILL_TRANSPORT=%s is not one of staged, peer: using staged\n", __func__, transport.c_str());
     }
     return params;
+}
+
+std::string llama_turboprefill::why_no_backend() const {
+    const std::string given = turboprefill_getenv("TURBOPREFILL_BACKENDS");
+    const auto allowed = [&](std::string name) {
+        if (given.empty()) {
+            const auto & known = TURBOPREFILL_KNOWN_BACKENDS;
+            return std::any_of(std::begin(known), std::end(known), [&](const char * one) { return name == one; });
+        }
+        std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+        return given == "any" || ("," + given + ",").find("," + name + ",") != std::string::npos;
+    };
+    for (const auto & device : ctx.model.devices) {
+        const char * name = ggml_backend_reg_name(ggml_backend_dev_backend_reg(device.dev));
+        if (!allowed(name)) {
+            return "this backend is not known to work with several threads: " + std::string(name);
+        }
+        ggml_backend_dev_props props;
+        ggml_backend_dev_get_props(device.dev, &props);
+        if (strcmp(name, "RPC") == 0 && !props.caps.events) {
+            return "the RPC client of this llama.cpp allows one thread on a connection: update llama.cpp";
+        }
+    }
+    return "";
+}
+
+uint64_t llama_turboprefill::graph_bytes() const {
+    const auto n_nodes = entries.empty() ? 0 : ctx.get_gf_res_reserve()->get_max_nodes();
+    return n_nodes == 0 ? 0 : entries.size()*(ggml_tensor_overhead()*n_nodes + ggml_graph_overhead_custom(n_nodes, false));
 }
 
 void llama_turboprefill::sched_begin() {
@@ -64,6 +107,8 @@ void llama_turboprefill::sched_end() {
     why_no_engine.clear();
     if (ctx.model.split_mode() != LLAMA_SPLIT_MODE_LAYER) {
         why_no_engine = "the split mode is not layer";
+    } else if (const std::string why = why_no_backend(); !why.empty()) {
+        why_no_engine = why;
     } else if (const char * why = turboprefill_why_not(ctx.sched.get())) {
         why_no_engine = why;
         if (regroup == TURBOPREFILL_REGROUP_UNTRIED && turboprefill_repeats_devices(ctx.sched.get())) {
@@ -75,7 +120,9 @@ void llama_turboprefill::sched_end() {
         try {
             turboprefill_parts * old = parts;
             parts  = nullptr;
-            engine = turboprefill_engine_new(ctx.sched.get(), ctx.get_gf_res_reserve()->get_gf(), turboprefill_default_params(), old);
+            turboprefill_params params = turboprefill_default_params();
+            params.health = health;
+            engine = turboprefill_engine_new(ctx.sched.get(), ctx.get_gf_res_reserve()->get_gf(), params, old);
             n_devices = turboprefill_n_devices(ctx.sched.get()); // before other graphs are split
             planned   = engine && plan_known_kinds();
         } catch (const std::exception & err) {

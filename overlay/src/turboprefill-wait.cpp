@@ -18,9 +18,13 @@ void llama_turboprefill::drain(turboprefill_cause cause) {
     }
     submit();
     turboprefill_drain(engine, cause);
+    // what was decoded before the fault stays readable
+    const bool spoilt = turboprefill_get_failure(engine).ubatch <= turboprefill_last_result(engine);
     const ggml_status status = recover();
     if (status != GGML_STATUS_SUCCESS) {
-        spoil_outputs();
+        if (spoilt) {
+            spoil_outputs();
+        }
         note_late(status);
     }
 }

@@ -238,9 +238,11 @@ class Context(Monitored):
         """The contents of memory, for :meth:`load_state`; not the outputs. Waits for the devices.
 
         Raises:
+            DecodeError: as :meth:`synchronize`: what a device failed to compute is not in memory.
             StateError: llama.cpp could not save it.
             ClosedError: the context is closed.
         """
+        self.synchronize()
         with log.capture():
             return self._native.state(state.pack_header(self._belongs_to))
 

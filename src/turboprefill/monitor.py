@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from turboprefill.stats import Perf, Span, Stats, Trace
+from turboprefill.stats import Health, Perf, Span, Stats, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +23,15 @@ class Monitored:
     def stats(self) -> Stats:
         """TurboPrefill's counters, and why the standard path was used."""
         return Stats.from_native(self._native.stats(), enabled=self._native.turboprefill)
+
+    def health(self) -> Health:
+        """Whether the pipeline moves, as its watchdog knows.
+
+        For another thread than the one that decodes: it never waits. The watchdog looks for
+        ``TURBOPREFILL_WATCHDOG_S`` seconds (default 120, 0: never) at devices that do not answer before it says so.
+        """
+        stuck_s, text = self._native.health()
+        return Health(stuck_s == 0, stuck_s, text)
 
     def reset_stats(self) -> None:
         """Set the counters to zero."""

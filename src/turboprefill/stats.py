@@ -52,6 +52,7 @@ class Stats:
         reason: why the last decode used the standard path for at least one ubatch; "" if it did not.
         n_ubatches_pipelined, n_ubatches_standard: ubatches by path, counted while TurboPrefill is on.
         n_tokens_pipelined, n_tokens_standard: their tokens.
+        n_faults: how often a device failed, and memory lost what it had not computed.
         t_capture_us: host time spent on capturing ubatches.
         t_slot_wait_us: host time spent on waiting for a free slot.
         waits: by cause: ``result``, ``synchronize``, ``memory operation``, ``state``, ``standard-path graph``,
@@ -69,6 +70,7 @@ class Stats:
     n_ubatches_standard: int
     n_tokens_pipelined: int
     n_tokens_standard: int
+    n_faults: int
     t_capture_us: int
     t_slot_wait_us: int
     waits: Mapping[str, Wait]
@@ -88,6 +90,7 @@ class Stats:
             n_ubatches_standard=raw.n_ubatches_standard,
             n_tokens_pipelined=raw.n_tokens_pipelined,
             n_tokens_standard=raw.n_tokens_standard,
+            n_faults=raw.n_faults,
             t_capture_us=raw.t_capture_us,
             t_slot_wait_us=raw.t_slot_wait_us,
             waits={w.cause: Wait(w.n, w.t_us) for w in raw.waits},
@@ -97,6 +100,21 @@ class Stats:
             n_slots=raw.n_slots,
             stages=tuple(Stage(s.device, s.transport, s.n_ubatches, s.n_bytes_in) for s in raw.stages),
         )
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether the pipeline moves.
+
+    Attributes:
+        ok: it does, or nobody waits for it.
+        stuck_s: seconds since nothing moves any more; 0 if ``ok``.
+        text: which device does not answer, and what everybody else waits for; "" if ``ok``.
+    """
+
+    ok: bool
+    stuck_s: float
+    text: str
 
 
 @dataclass(frozen=True)

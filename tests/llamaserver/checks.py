@@ -189,28 +189,67 @@ def faults(lab: Lab) -> str:
     """A device fails once while many prompts are read: no wrong answer then, and none after that."""
     n_errors = 0
     lengths = (200, 37, 333, 128, 64, 200, 511, 90)
+    with lab.server("tiny", slots=8, context=1024) as running:
+        expected = [digest(answer(running, prompt(m, m + i), 1)) for i, m in enumerate(lengths)]
+        short = digest(answer(running, prompt(20, 1)))
     for graph in (60, 71, 83):
-        with lab.server("tiny", slots=8, context=1024) as running:
-            expected = [digest(answer(running, prompt(m, m + i), 1)) for i, m in enumerate(lengths)]
         with lab.server("tiny", slots=8, context=1024, devices=f"fail_graph=0/0/{graph}/0") as running:
             found: dict[int, str] = {}
 
-            def client(i: int, m: int, found: dict[int, str] = found) -> None:
-                try:
-                    found[i] = digest(answer(running, prompt(m, m + i), 1))  # joined in the loop
-                except urllib.error.HTTPError as error:
-                    found[i] = str(error.code)
+            def client(i: int, m: int, running: LlamaServer = running, found: dict[int, str] = found) -> None:
+                found[i] = or_status(lambda: digest(answer(running, prompt(m, m + i), 1)))
 
             for _ in range(3):
                 at_once(client, lengths)
                 wrong = {i: found[i] for i, text in enumerate(expected) if found[i] not in (text, "500")}
                 assert not wrong, f"graph {graph} failed: prompts {wrong} got a wrong answer"
                 n_errors += sum(text == "500" for text in found.values())
+                # one that ends in its first batch, with nobody beside it
+                assert or_status(lambda running=running: digest(answer(running, prompt(20, 1)))) in (short, "500")
             await_idle(running)
             at_once(client, lengths)
             assert [found[i] for i in range(len(lengths))] == expected, f"graph {graph} failed: wrong answers later"
     assert n_errors > 0, "no device failed"
     return f"{n_errors} requests got an error"
+
+
+def faults_of_nobody(lab: Lab) -> str:
+    """A device fails in ubatches of a request that was cancelled: the slot does not believe in the tokens it lost."""
+    tokens = prompt(900, 5)
+    with lab.server("tiny") as running:
+        expected = digest(answer(running, tokens))
+    n = 0
+    for graph in range(2, 29, 2):
+        devices = f"split_us=4000,fail_graph=0/0/{graph}/0"
+        with lab.server("tiny", devices=devices) as running:
+            hang_up(running, tokens, after=0.1)
+            for _ in range(3):
+                found = or_status(lambda running=running: digest(answer(running, tokens, cache_prompt=True)))
+                assert found in (expected, "500"), f"graph {graph} failed: {found}, expected {expected}"
+            assert found == expected, f"graph {graph} failed, and the server did not recover"
+            n += 1
+    return f"{n} servers"
+
+
+def health(lab: Lab) -> str:
+    """A device that does not answer: `/health` says so, and names it, until it does."""
+    with lab.server("tiny", devices="stall_graph=0/20/0/0,stall_ms=0/3000/0/0", watchdog_s=0.5) as running:
+        assert status_of(running, "/health", None) == 200
+        reply: list[str] = []
+        thread = threading.Thread(target=lambda: reply.append(digest(answer(running, prompt(900, 1)))))
+        thread.start()
+        deadline = time.monotonic() + 60
+        while status_of(running, "/health", None) == 200:
+            assert time.monotonic() < deadline, "/health says ok although a device does not answer"
+            time.sleep(0.05)
+        thread.join()
+        while status_of(running, "/health", None) != 200:
+            assert time.monotonic() < deadline, "/health does not say ok again"
+            time.sleep(0.05)
+        assert digest(answer(running, prompt(900, 1))) == reply[0]
+        log = running.log.read_text(errors="replace")
+    assert "VIRT1 has not finished" in log or "VIRT1 does not answer" in log, f"nobody was named, see {running.log}"
+    return "503 while it lasted"
 
 
 def at_once(client: Callable[[int, int], None], lengths: tuple[int, ...]) -> None:
@@ -234,7 +273,15 @@ def hang_up(running: LlamaServer, tokens: list[int], after: float) -> None:
         time.sleep(after)
 
 
-def status_of(running: LlamaServer, path: str, data: bytes) -> int:
+def or_status(ask: Callable[[], str]) -> str:
+    """What it returns, or the HTTP status of the error."""
+    try:
+        return ask()
+    except urllib.error.HTTPError as error:
+        return str(error.code)
+
+
+def status_of(running: LlamaServer, path: str, data: bytes | None) -> int:
     """The HTTP status of an answer."""
     try:
         with running.open(path, data, 60) as reply:
@@ -273,4 +320,6 @@ ALL: tuple[Check, ...] = (
     cancelled,
     malformed,
     faults,
+    faults_of_nobody,
+    health,
 )

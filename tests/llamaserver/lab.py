@@ -36,7 +36,14 @@ class Lab:
 
     @contextmanager
     def server(
-        self, preset: str, *options: object, on: bool = True, slots: int = 2, context: int = 2048, devices: str = ""
+        self,
+        preset: str,
+        *options: object,
+        on: bool = True,
+        slots: int = 2,
+        context: int = 2048,
+        devices: str = "",
+        watchdog_s: float = 120,
     ) -> Iterator[LlamaServer]:
         """A server with `slots` slots of `context` tokens; `devices` adds properties to the virtual devices."""
         command = [self.bin_dir / "llama-server", "-m", self.model(preset), "-ngl", 99, "-t", 1, "-fit", "off"]
@@ -45,6 +52,7 @@ class Lab:
         environment = {
             "TURBOPREFILL": "1" if on else "0",
             "TURBOPREFILL_VIRTUAL": ",".join([str(N_DEVICES), _TIMES, *filter(None, [devices])]),
+            "TURBOPREFILL_WATCHDOG_S": f"{watchdog_s:g}",
             "GGML_BACKEND_PATH": str(self.virtual.resolve()),
             "LD_LIBRARY_PATH": str(self.bin_dir.resolve()),
             "LLAMA_ARG_REPACK": "0",  # a virtual machine may announce instructions that it does not have

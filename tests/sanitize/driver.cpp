@@ -26,6 +26,7 @@ static const driver_scenario SCENARIOS[] = {
     { "free",      scenario_free      },
     { "abort",     scenario_abort     },
     { "faults",    scenario_faults    },
+    { "late",      scenario_late      },
     { "buffers",   scenario_buffers   },
     { "threads",   scenario_threads   },
     { "rpc",       scenario_rpc       },

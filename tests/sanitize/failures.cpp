@@ -2,8 +2,16 @@
 
 #include "support.h"
 
+#include "../src/llama-ext.h"
+
 #include <algorithm>
 #include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <unistd.h>
+#include <utility>
+#include <vector>
 
 static const int N_PROMPT = 96;
 
@@ -109,4 +117,68 @@ void scenario_buffers(const driver_env & env) {
     auto ctx = driver_make_context(model.get());
     driver_same(go_on(ctx.get()), expected, "after missing buffers");
     driver_count(ctx.get(), "after missing buffers");
+}
+
+// a device fails after llama_decode() has returned: states would be shorter than what was decoded
+void scenario_late(const driver_env & env) {
+    env.configure();
+    auto model = env.load("tiny");
+    const auto expected = expected_of(env, model.get());
+    const std::string file = "/tmp/turboprefill-driver-" + std::to_string(getpid());
+    std::vector<uint8_t> data(16*1024*1024);
+
+    using asks = std::function<size_t(llama_context *)>;
+    const std::pair<const char *, asks> functions[] = {
+        { "llama_state_get_size",      [](llama_context * ctx) { return llama_state_get_size(ctx); } },
+        { "llama_state_get_data",      [&](llama_context * ctx) { return llama_state_get_data(ctx, data.data(), data.size()); } },
+        { "llama_state_seq_get_size",  [](llama_context * ctx) { return llama_state_seq_get_size(ctx, 0); } },
+        { "llama_state_seq_get_data",  [&](llama_context * ctx) { return llama_state_seq_get_data(ctx, data.data(), data.size(), 0); } },
+        { "llama_state_save_file",     [&](llama_context * ctx) { return (size_t) llama_state_save_file(ctx, file.c_str(), nullptr, 0); } },
+        { "llama_state_seq_save_file", [&](llama_context * ctx) { return llama_state_seq_save_file(ctx, file.c_str(), 0, nullptr, 0); } },
+    };
+    for (const auto & first : functions) {
+        env.configure();
+        auto ctx = driver_make_context(model.get());
+        env.configure(",split_us=3000,fail_graph=0/0/3/0");
+        require(driver_decode(ctx.get(), driver_prompt(N_PROMPT), 0, 4*N_UBATCH, OUTPUTS_NONE) == 0, "the decode did not return before the fault");
+        require(first.second(ctx.get()) == 0, std::string(first.first) + " hides a fault");
+        for (const auto & other : functions) {
+            require(other.second(ctx.get()) == 0, std::string(other.first) + " hides a fault behind " + first.first);
+        }
+        require(llama_turboprefill_synchronize(ctx.get()) != 0, "nobody told of the fault");
+        require(llama_turboprefill_get_stats(ctx.get()).n_faults == 1, "the fault was not counted");
+        for (const auto & other : functions) {
+            require(other.second(ctx.get()) != 0, std::string(other.first) + " fails after everybody was told");
+        }
+        driver_same(go_on(ctx.get()), expected, first.first);
+        driver_count(ctx.get(), first.first);
+    }
+    remove(file.c_str());
+
+    // what a draft model would read of a prompt that failed
+    {
+        env.configure();
+        auto ctx = driver_make_context(model.get());
+        llama_set_embeddings_layer_inp(ctx.get(), 1, true);
+        require(driver_decode(ctx.get(), driver_prompt(N_PROMPT), 0, N_UBATCH, OUTPUTS_NONE) == 0, "a decode");
+        env.configure(",split_us=3000,fail_graph=0/0/2/0");
+        require(driver_decode(ctx.get(), driver_prompt(N_PROMPT), N_UBATCH, 3*N_UBATCH, OUTPUTS_NONE) == 0, "the decode did not return before the fault");
+        llama_synchronize(ctx.get());
+        const float * rows = llama_get_embeddings_layer_inp(ctx.get(), 1);
+        require(rows != nullptr && std::isnan(rows[0]), "inputs of a layer that failed can be read");
+    }
+
+    // names of stages outlive the scheduler that they were asked of
+    {
+        env.configure();
+        auto ctx = driver_make_context(model.get());
+        require(driver_decode(ctx.get(), driver_prompt(N_PROMPT), 0, N_PROMPT, OUTPUTS_LAST) == 0, "a decode");
+        llama_turboprefill_stage stage;
+        require(llama_turboprefill_get_stage(ctx.get(), 1, &stage), "there is no second stage");
+        const std::string device = stage.device;
+        llama_set_embeddings(ctx.get(), true); // another scheduler
+        require(driver_decode(ctx.get(), driver_prompt(2*N_PROMPT), N_PROMPT, N_UBATCH, OUTPUTS_ALL) == 0, "a decode");
+        require(device == stage.device, "the name of a device has changed");
+    }
+    env.configure();
 }

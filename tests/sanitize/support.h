@@ -86,6 +86,7 @@ void scenario_switches (const driver_env & env);
 void scenario_free     (const driver_env & env);
 void scenario_abort    (const driver_env & env);
 void scenario_faults   (const driver_env & env);
+void scenario_late     (const driver_env & env);
 void scenario_buffers  (const driver_env & env);
 void scenario_threads  (const driver_env & env);
 void scenario_rpc      (const driver_env & env);

@@ -31,6 +31,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <string>
 #include <vector>
 
 struct turboprefill_engine;
@@ -66,10 +68,22 @@ enum turboprefill_cause {
     TURBOPREFILL_N_CAUSES,
 };
 
+// What the watchdog has found out; it outlives engines, and may be asked by any thread.
+struct turboprefill_health;
+GGML_API std::shared_ptr<turboprefill_health> turboprefill_health_new();
+
+// for how long nothing has moved, and why; 0: all is well. nullptr: of any engine of the process
+GGML_API int64_t turboprefill_stuck_us(const turboprefill_health * health, std::string & what);
+
+// Until it ends, this thread talks to that RPC server: if the process is aborted in it, the message says so.
+GGML_API void turboprefill_serves(const char * endpoint);
+
 struct turboprefill_params {
     int    n_slots        = 0; // 0: number of backends + 2
     size_t max_host_bytes = (size_t) 4*1024*1024*1024; // for user inputs: there are fewer slots if more would need more
     turboprefill_transport transport = TURBOPREFILL_TRANSPORT_STAGED;
+    double watchdog_s = 0; // nothing moves for so long: the log says why. 0: never
+    std::shared_ptr<turboprefill_health> health = nullptr; // one is made if there is none
 };
 
 struct turboprefill_wait_stats {
@@ -86,8 +100,8 @@ struct turboprefill_engine_stats {
 };
 
 struct turboprefill_stage_stats {
-    const char * device;
-    const char * transport;
+    const char * device;    // owned by the backend's registry
+    const char * transport; // static
     int64_t      n_ubatches;
     uint64_t     n_bytes_in;
 };

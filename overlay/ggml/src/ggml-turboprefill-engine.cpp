@@ -53,19 +53,48 @@ static void turboprefill_stop_workers(turboprefill_engine * engine) {
 
 // host memory if it is of the same kind
 static void turboprefill_take_over(turboprefill_engine * engine, turboprefill_parts & parts) {
-    if (parts.host_buft != engine->host_buft) {
-        return;
-    }
     const auto size = [](const ggml_backend_buffer_ptr & buf) { return buf ? ggml_backend_buffer_get_size(buf.get()) : 0; };
 
-    for (size_t i = 0; i < std::min(parts.host.size(), engine->slots.size()); i++) {
+    for (size_t i = 0; i < std::min(parts.host.size(), engine->slots.size()) && parts.host_buft == engine->host_buft; i++) {
         engine->slots[i]->host = std::move(parts.host[i]);
         engine->mem_host += size(engine->slots[i]->host);
     }
-    for (size_t i = 0; i < std::min(parts.staging.size(), engine->stages.size()); i++) {
-        engine->stages[i]->staging = std::move(parts.staging[i]);
-        for (const auto & buf : engine->stages[i]->staging) {
+    for (size_t i = 0; i < std::min(parts.stages.size(), engine->stages.size()); i++) {
+        turboprefill_stage & stage = *engine->stages[i];
+        if (parts.stages[i].buft != stage.staging_buft) {
+            continue;
+        }
+        stage.staging = std::move(parts.stages[i].staging);
+        for (const auto & buf : stage.staging) {
             engine->mem_host += size(buf);
+        }
+    }
+}
+
+// memory that a device copies from and to while it computes, nullptr: it has none of its own
+static ggml_backend_buffer_type_t turboprefill_pinned(const turboprefill_stage & stage) {
+    return ggml_backend_dev_host_buffer_type(ggml_backend_get_device(stage.backend));
+}
+
+// The scheduler asks its first device for pinned memory. That may be an RPC server, which has none, before devices that block
+// without: each boundary asks both its ends, user inputs ask all.
+static void turboprefill_choose_host(turboprefill_engine * engine, const std::vector<turboprefill_boundary> & boundaries) {
+    const auto & stages = engine->stages;
+    engine->host_buft = ggml_backend_sched_get_buffer_type(engine->sched, stages.back()->backend);
+    for (size_t i = 0; i < stages.size() && !turboprefill_pinned(*stages[0]); i++) {
+        if (auto * buft = turboprefill_pinned(*stages[i])) {
+            engine->host_buft = buft;
+            break;
+        }
+    }
+    for (const auto & stage : stages) {
+        auto * buft = turboprefill_pinned(*stage);
+        stage->staging_buft = buft ? buft : engine->host_buft;
+    }
+    for (const auto & boundary : boundaries) {
+        auto * buft = turboprefill_pinned(*stages[boundary.from]);
+        if (buft && !turboprefill_pinned(*stages[boundary.to])) {
+            stages[boundary.to]->staging_buft = buft;
         }
     }
 }
@@ -78,10 +107,18 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
     auto engine = std::make_unique<turboprefill_engine>();
     engine->sched    = sched;
     engine->params   = params;
+    if (!engine->params.health) {
+        engine->params.health = turboprefill_health_new();
+    }
     engine->n_copies = ggml_backend_sched_get_n_copies(sched) > 1 ? ggml_backend_sched_get_n_copies(sched) : TURBOPREFILL_N_LANDINGS;
 
-    // the scheduler's choice for the CPU: pinned if the first device offers it
-    engine->host_buft = ggml_backend_sched_get_buffer_type(sched, ggml_backend_sched_get_backend(sched, n_backends - 1));
+    // where user inputs lie decides how they are padded, and their size how many slots there are
+    const auto boundaries = turboprefill_sched_boundaries(sched);
+    for (int i = 0; i < n_backends; i++) {
+        engine->stages.push_back(std::make_unique<turboprefill_stage>());
+        engine->stages.back()->backend = ggml_backend_sched_get_backend(sched, i);
+    }
+    turboprefill_choose_host(engine.get(), boundaries);
 
     const size_t n_bytes_user = std::max<size_t>(turboprefill_sched_user_bytes(engine.get(), graph), 1);
 
@@ -96,10 +133,15 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
     for (int i = 0; i < engine->params.n_slots; i++) {
         engine->slots.push_back(std::make_unique<turboprefill_slot>());
         engine->slots.back()->index = i;
+        // address space: the pages that a graph does not need are never touched
+        engine->slots.back()->context_buffer = (char *) malloc(turboprefill_sched_context_bytes(sched));
+        if (engine->slots.back()->context_buffer == nullptr) {
+            GGML_LOG_WARN("%s: failed to allocate %zu bytes for the graphs of a slot\n", __func__, turboprefill_sched_context_bytes(sched));
+            return nullptr;
+        }
     }
     for (int i = 0; i < n_backends; i++) {
-        engine->stages.push_back(std::make_unique<turboprefill_stage>());
-        turboprefill_stage_init(*engine->stages.back(), sched, ggml_backend_sched_get_backend(sched, i), engine->params.n_slots);
+        turboprefill_stage_init(*engine->stages[i], sched, ggml_backend_sched_get_backend(sched, i), engine->params.n_slots);
     }
 
     if (parts != nullptr) {
@@ -117,7 +159,7 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
         }
     }
     std::vector<size_t> n_bytes_out(n_backends, 0), n_bytes_staged(n_backends, 0);
-    for (const auto & boundary : turboprefill_sched_boundaries(sched)) {
+    for (const auto & boundary : boundaries) {
         n_bytes_out[boundary.from] += boundary.n_bytes;
         if (!turboprefill_make_link(engine.get(), boundary.from, boundary.to)) {
             n_bytes_staged[boundary.to] += GGML_PAD(boundary.n_bytes, TURBOPREFILL_STAGING_ALIGNMENT);
@@ -146,6 +188,7 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
         return nullptr;
     }
 
+    turboprefill_watch(engine.get());
     turboprefill_sched_set_engine(sched, engine.get());
     return engine.release();
 }
@@ -159,7 +202,7 @@ turboprefill_parts * turboprefill_engine_dismantle(turboprefill_engine * engine)
         parts->host.push_back(std::move(slot->host));
     }
     for (auto & stage : engine->stages) {
-        parts->staging.push_back(std::move(stage->staging));
+        parts->stages.push_back({ stage->staging_buft, std::move(stage->staging) });
     }
     turboprefill_engine_free(engine);
     return parts.release();
@@ -175,10 +218,7 @@ void turboprefill_engine_free(turboprefill_engine * engine) {
     }
     turboprefill_drain(engine, TURBOPREFILL_CAUSE_SETTING);
     turboprefill_sched_set_engine(engine->sched, nullptr);
+    engine->watchdog.reset();
     turboprefill_stop_workers(engine);
-    for (auto & slot : engine->slots) {
-        ggml_free(slot->ctx);
-        free(slot->context_buffer);
-    }
     delete engine;
 }

@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -59,13 +60,18 @@ struct turboprefill_slot {
     std::vector<turboprefill_split> splits; // [n_splits], in the order of the graph
 
     // what the scheduler wrote while it split the graph: copies of inputs live in there
-    char         * context_buffer = nullptr;
+    char         * context_buffer = nullptr; // as large as the scheduler's, which it takes turns with
     ggml_context * ctx            = nullptr;
 
     ggml_backend_buffer_ptr host; // user inputs
 
     std::function<void(ggml_backend_t)> before_compute;
     int trace_ubatch = 0;
+
+    ~turboprefill_slot() {
+        ggml_free(ctx);
+        free(context_buffer);
+    }
 };
 
 struct turboprefill_link {
@@ -93,9 +99,39 @@ struct turboprefill_kind {
 
 // what outlives an engine, as it is slow to get: the scheduler is replaced whenever a setting changes the graph
 struct turboprefill_parts {
+    struct stage {
+        ggml_backend_buffer_type_t           buft;
+        std::vector<ggml_backend_buffer_ptr> staging;
+    };
     ggml_backend_buffer_type_t host_buft;
     std::vector<ggml_backend_buffer_ptr> host; // of slots
-    std::vector<std::vector<ggml_backend_buffer_ptr>> staging; // of stages
+    std::vector<stage> stages;
+};
+
+// what a thread does now, for the watchdog. the order is that of the words there
+enum turboprefill_activity {
+    TURBOPREFILL_DOES_NOTHING,
+    TURBOPREFILL_UPLOADS,
+    TURBOPREFILL_COMPUTES,
+    TURBOPREFILL_HANDS_OVER,
+    TURBOPREFILL_FINISHES,
+    TURBOPREFILL_WAITS_FOR_STAGE,  // until another worker has handed its ubatch to its device
+    TURBOPREFILL_WAITS_FOR_DEVICE, // until another device has computed it
+};
+
+struct turboprefill_waiter {
+    std::atomic<int> doing { TURBOPREFILL_DOES_NOTHING };
+    std::atomic<int> other { -1 }; // stage that it waits for
+
+    void does(turboprefill_activity activity, int stage = -1) {
+        other.store(stage,    std::memory_order_relaxed);
+        doing.store(activity, std::memory_order_relaxed);
+    }
+};
+
+struct turboprefill_watchdog;
+struct turboprefill_watchdog_deleter {
+    void operator()(turboprefill_watchdog * watchdog) const;
 };
 
 // one per backend of the scheduler. a backend without a split only counts ubatches
@@ -121,11 +157,13 @@ struct turboprefill_stage {
     std::vector<ggml_backend_buffer_ptr> landing; // [TURBOPREFILL_N_LANDINGS] or none: in front of the compute buffer
     size_t landing_size = 0;                      // of each region there
     std::vector<ggml_backend_buffer_ptr> staging; // [TURBOPREFILL_N_STAGINGS] host memory for the boundary that arrives here
+    ggml_backend_buffer_type_t staging_buft;      // pinned by whoever can: this device, or those that the boundary comes from
 
     std::map<int, turboprefill_link> links; // to other stages, by their index
 
-    std::thread worker;
-    int64_t     n_issued = 0; // ubatches that this stage has handed to its device; guarded by the engine's mutex
+    std::thread         worker;
+    turboprefill_waiter activity;
+    int64_t             n_issued = 0; // ubatches that this stage has handed to its device; guarded by the engine's mutex
 
     // stats; guarded by the engine's mutex
     int64_t  n_ubatches = 0;
@@ -144,7 +182,7 @@ struct turboprefill_engine {
     std::vector<std::unique_ptr<turboprefill_stage>> stages; // [n_backends]
     std::vector<std::unique_ptr<turboprefill_slot>>  slots;  // [n_slots]
 
-    ggml_backend_buffer_type_t host_buft;
+    ggml_backend_buffer_type_t host_buft; // of user inputs, which several devices read
 
     int  n_copies;          // regions for inputs per device: the scheduler's copies, or our landings
     bool capturing = false; // between capture_begin and submit: the scheduler is ours, its hooks stay quiet
@@ -159,18 +197,26 @@ struct turboprefill_engine {
 
     // caller's thread only
     std::vector<turboprefill_kind> kinds; // of graphs, the one that was used last in front
-    int64_t  n_done     = 0;  // ubatches that are known to be computed
+    std::atomic<int64_t> n_done { 0 }; // ubatches that are known to be computed; the watchdog reads it
     int64_t  i_result   = -1; // the last ubatch that was submitted with results
     uint64_t mem_host   = 0;
     uint64_t mem_device = 0;
     turboprefill_wait_stats waits[TURBOPREFILL_N_CAUSES] = {};
 
     uint64_t n_bytes_moved  = 0; // guarded by mutex
+
+    // for the watchdog
+    turboprefill_waiter caller;
+    std::atomic<int>    caller_cause { -1 }; // why the caller's thread waits, -1: it does not
+    std::unique_ptr<turboprefill_watchdog, turboprefill_watchdog_deleter> watchdog;
 };
+
+// ggml-turboprefill-watchdog.cpp
+void turboprefill_watch(turboprefill_engine * engine); // from now on, until the engine's watchdog goes
 
 // ggml-turboprefill-worker.cpp
 void turboprefill_work(turboprefill_engine * engine, int s); // until the engine stops
-void turboprefill_wait_issued(turboprefill_engine * engine, const turboprefill_stage & stage, int64_t ubatch);
+void turboprefill_wait_issued(turboprefill_engine * engine, turboprefill_waiter & waiter, int s, int64_t ubatch); // of stage s
 
 // ggml-turboprefill-transport.cpp
 bool turboprefill_make_link(turboprefill_engine * engine, int from, int to); // true: peer copies
@@ -200,18 +246,24 @@ void turboprefill_sched_compute(ggml_backend_sched_t sched); // a graph is about
 
 // counts what the caller's thread waits, from its making to its end
 struct turboprefill_waiting {
-    turboprefill_waiting(turboprefill_engine * engine, turboprefill_cause cause) : wait(engine->waits[cause]), t_start_us(ggml_time_us()) {}
+    turboprefill_waiting(turboprefill_engine * engine, turboprefill_cause cause) : engine(engine), cause(cause), t_start_us(ggml_time_us()) {
+        engine->caller_cause = cause;
+    }
     ~turboprefill_waiting() {
-        wait.n++;
-        wait.t_us += ggml_time_us() - t_start_us;
+        engine->waits[cause].n++;
+        engine->waits[cause].t_us += ggml_time_us() - t_start_us;
+        engine->caller_cause = -1;
+        engine->caller.does(TURBOPREFILL_DOES_NOTHING);
     }
 
-    turboprefill_wait_stats & wait;
-    const int64_t t_start_us;
+    turboprefill_engine * const engine;
+    const turboprefill_cause    cause;
+    const int64_t               t_start_us;
 };
 
 // ggml-turboprefill-sched.inc: for the engine
 void   turboprefill_sched_release(turboprefill_engine * engine, turboprefill_slot * slot, bool take_ctx);
+size_t turboprefill_sched_context_bytes(ggml_backend_sched_t sched);
 // bytes of all inputs of a stage's split in the last graph that was split
 size_t turboprefill_sched_input_bytes(ggml_backend_sched_t sched, int stage);
 // what stages hand over in the last graph that was split

@@ -60,7 +60,7 @@ bool turboprefill_reserve_landing(turboprefill_engine * engine, turboprefill_sta
 }
 
 bool turboprefill_reserve_staging(turboprefill_engine * engine, turboprefill_stage & stage, size_t size) {
-    return turboprefill_reserve_regions(engine, stage.staging, TURBOPREFILL_N_STAGINGS, engine->host_buft, size, engine->mem_host);
+    return turboprefill_reserve_regions(engine, stage.staging, TURBOPREFILL_N_STAGINGS, stage.staging_buft, size, engine->mem_host);
 }
 
 bool turboprefill_reserve_outbox(turboprefill_engine * engine, turboprefill_stage & stage, size_t size) {

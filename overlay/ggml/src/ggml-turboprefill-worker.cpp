@@ -27,10 +27,12 @@
 #include <cinttypes>
 #include <exception>
 
-void turboprefill_wait_issued(turboprefill_engine * engine, const turboprefill_stage & stage, int64_t ubatch) {
+void turboprefill_wait_issued(turboprefill_engine * engine, turboprefill_waiter & waiter, int s, int64_t ubatch) {
     if (ubatch < 0) {
         return;
     }
+    const turboprefill_stage & stage = *engine->stages[s];
+    waiter.does(TURBOPREFILL_WAITS_FOR_STAGE, s);
     std::unique_lock<std::mutex> lock(engine->mutex);
     engine->progress.wait(lock, [&] { return stage.n_issued > ubatch; });
 }
@@ -80,6 +82,7 @@ static void turboprefill_push(turboprefill_engine * engine, turboprefill_slot * 
     turboprefill_stage & stage = *engine->stages[s];
     const int64_t u = slot->ubatch;
 
+    stage.activity.does(TURBOPREFILL_HANDS_OVER);
     ggml_backend_t from = stage.backend;
     if (stage.has_outbox()) {
         from = stage.download.get();
@@ -104,9 +107,11 @@ static void turboprefill_push(turboprefill_engine * engine, turboprefill_slot * 
             if (peer) {
                 if (!waited && u >= engine->n_copies) {
                     // the target still computes from the landing region
-                    turboprefill_wait_issued(engine, target, u - engine->n_copies);
+                    turboprefill_wait_issued(engine, stage.activity, split.stage, u - engine->n_copies);
+                    stage.activity.does(TURBOPREFILL_WAITS_FOR_DEVICE, split.stage);
                     ggml_backend_event_synchronize(target.split_done[(u - engine->n_copies) % engine->params.n_slots].get());
                 }
+                stage.activity.does(TURBOPREFILL_HANDS_OVER);
                 if (!link.receiver->iface.cpy_tensor_async(from, link.receiver.get(), src, input.dst)) {
                     // it could when the link was made: slow, still right
                     ggml_backend_synchronize(from);
@@ -115,11 +120,13 @@ static void turboprefill_push(turboprefill_engine * engine, turboprefill_slot * 
             } else {
                 if (!waited && u >= TURBOPREFILL_N_STAGINGS) {
                     // the target still uploads from the staging region
-                    turboprefill_wait_issued(engine, target, u - TURBOPREFILL_N_STAGINGS);
+                    turboprefill_wait_issued(engine, stage.activity, split.stage, u - TURBOPREFILL_N_STAGINGS);
+                    stage.activity.does(TURBOPREFILL_WAITS_FOR_DEVICE, split.stage);
                     if (target.has_events()) {
                         ggml_backend_event_synchronize(target.inputs_done[(u - TURBOPREFILL_N_STAGINGS) % engine->params.n_slots].get());
                     }
                 }
+                stage.activity.does(TURBOPREFILL_HANDS_OVER);
                 char * host = (char *) ggml_backend_buffer_get_base(target.staging[u % TURBOPREFILL_N_STAGINGS].get());
                 ggml_backend_tensor_get_async(from, src, host + input.offset, 0, ggml_nbytes(src));
             }
@@ -144,6 +151,7 @@ static void turboprefill_replay(turboprefill_engine * engine, turboprefill_slot 
     turboprefill_stage & stage = *engine->stages[split.stage];
     const int64_t u = slot->ubatch;
 
+    stage.activity.does(TURBOPREFILL_UPLOADS);
     if (stage.upload != stage.backend && u >= engine->n_copies) {
         // this device still computes from the landing region
         ggml_backend_event_wait(stage.upload, stage.split_done[(u - engine->n_copies) % engine->params.n_slots].get());
@@ -160,13 +168,15 @@ static void turboprefill_replay(turboprefill_engine * engine, turboprefill_slot 
             continue;
         }
         turboprefill_stage & source = *engine->stages[input.source];
-        turboprefill_wait_issued(engine, source, u);
+        turboprefill_wait_issued(engine, stage.activity, input.source, u);
         if (turboprefill_failed(engine, u)) {
             return;
         }
         if (source.has_events()) {
+            stage.activity.does(TURBOPREFILL_WAITS_FOR_DEVICE, input.source);
             ggml_backend_event_synchronize((source.has_outbox() ? source.boundary_done : source.split_done)[slot->index].get());
         }
+        stage.activity.does(TURBOPREFILL_UPLOADS);
         if (!source.links.at(split.stage).peer && ggml_nbytes(input.src) > 0) {
             const char * host = (const char *) ggml_backend_buffer_get_base(stage.staging[u % TURBOPREFILL_N_STAGINGS].get());
             ggml_backend_tensor_set_async(stage.upload, input.dst, host + input.offset, 0, ggml_nbytes(input.src));
@@ -184,6 +194,7 @@ static void turboprefill_replay(turboprefill_engine * engine, turboprefill_slot 
         return;
     }
 
+    stage.activity.does(TURBOPREFILL_COMPUTES);
     if (split.graph.n_nodes > 0) {
         if (slot->before_compute) {
             slot->before_compute(stage.backend);
@@ -241,6 +252,7 @@ void turboprefill_work(turboprefill_engine * engine, int s) {
             }
         }
 
+        stage.activity.does(TURBOPREFILL_FINISHES);
         try {
             // also for a ubatch that has no split here or was skipped: others wait for the events of its number
             if (stage.has_events()) {
@@ -260,6 +272,7 @@ void turboprefill_work(turboprefill_engine * engine, int s) {
             std::lock_guard<std::mutex> lock(engine->mutex);
             stage.n_issued    = u + 1;
             stage.n_ubatches += computes;
+            stage.activity.does(TURBOPREFILL_DOES_NOTHING);
         }
         engine->progress.notify_all();
     }

@@ -131,9 +131,9 @@ void turboprefill_drain_host(turboprefill_engine * engine) {
         return;
     }
     const turboprefill_waiting waiting(engine, TURBOPREFILL_CAUSE_ABORT);
-    for (auto & stage : engine->stages) {
-        if (ggml_backend_dev_type(stage->backend->device) == GGML_BACKEND_DEVICE_TYPE_CPU) {
-            turboprefill_wait_issued(engine, *stage, engine->n_submitted - 1);
+    for (size_t s = 0; s < engine->stages.size(); s++) {
+        if (ggml_backend_dev_type(engine->stages[s]->backend->device) == GGML_BACKEND_DEVICE_TYPE_CPU) {
+            turboprefill_wait_issued(engine, engine->caller, (int) s, engine->n_submitted - 1);
         }
     }
 }
@@ -149,8 +149,10 @@ void turboprefill_wait(turboprefill_engine * engine, int64_t ubatch, turboprefil
     }
     const turboprefill_waiting waiting(engine, cause);
     const int index = ubatch % engine->params.n_slots;
-    for (auto & stage : engine->stages) {
-        turboprefill_wait_issued(engine, *stage, ubatch);
+    for (size_t s = 0; s < engine->stages.size(); s++) {
+        const auto & stage = engine->stages[s];
+        turboprefill_wait_issued(engine, engine->caller, (int) s, ubatch);
+        engine->caller.does(TURBOPREFILL_WAITS_FOR_DEVICE, (int) s);
         // of this ubatch: its slot is not used again before it is done
         if (stage->has_events()) {
             ggml_backend_event_synchronize(stage->split_done[index].get());
@@ -164,10 +166,12 @@ void turboprefill_drain(turboprefill_engine * engine, turboprefill_cause cause) 
         return;
     }
     const turboprefill_waiting waiting(engine, cause);
-    for (auto & stage : engine->stages) {
-        turboprefill_wait_issued(engine, *stage, engine->n_submitted - 1);
+    for (size_t s = 0; s < engine->stages.size(); s++) {
+        turboprefill_wait_issued(engine, engine->caller, (int) s, engine->n_submitted - 1);
     }
-    for (auto & stage : engine->stages) {
+    for (size_t s = 0; s < engine->stages.size(); s++) {
+        const auto & stage = engine->stages[s];
+        engine->caller.does(TURBOPREFILL_WAITS_FOR_DEVICE, (int) s);
         ggml_backend_synchronize(stage->backend);
         if (stage->upload != stage->backend) {
             ggml_backend_synchronize(stage->upload);
@@ -230,7 +234,7 @@ std::vector<turboprefill_stage_stats> turboprefill_get_stages(const turboprefill
 
     std::vector<turboprefill_stage_stats> stats;
     for (auto * stage : order) {
-        stats.push_back({ stage->device.c_str(), transports[stage->arrival], stage->n_ubatches, stage->n_bytes_in });
+        stats.push_back({ ggml_backend_dev_name(stage->backend->device), transports[stage->arrival], stage->n_ubatches, stage->n_bytes_in });
     }
     return stats;
 }

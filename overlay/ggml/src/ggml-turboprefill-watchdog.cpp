@@ -1,0 +1,292 @@
+// turboprefill: who does not answer, when nothing moves any more
+//
+// Devices hang: a driver that lost an event, a server that was stopped, a cable. Nobody can take the work back from them, so
+// whoever waits goes on waiting, but the log says for whom, and whoever asks for the health of the process is told.
+//
+// Threads note what they are about to do; the watchdog looks at that a few times per deadline. A deadline moves with every
+// ubatch that is submitted, handed to a device or known to be computed.
+
+#include "ggml-turboprefill-impl.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cinttypes>
+#include <cstdarg>
+#include <cstdio>
+#include <exception>
+#include <set>
+
+struct turboprefill_health {
+    turboprefill_health();
+    ~turboprefill_health();
+
+    void    set(int64_t t_since_us, const std::string & what); // "": all is well
+    int64_t stuck_us(std::string & what) const;
+
+private:
+    mutable std::mutex mutex;
+    int64_t     since_us = 0;
+    std::string text;
+};
+
+// of all contexts; never destroyed, as engines may be freed by another static's destructor
+static std::mutex                      & g_mutex   = *new std::mutex;
+static std::set<turboprefill_engine *> & g_engines = *new std::set<turboprefill_engine *>;
+static std::set<turboprefill_health *> & g_healths = *new std::set<turboprefill_health *>;
+
+turboprefill_health::turboprefill_health() {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    g_healths.insert(this);
+}
+
+turboprefill_health::~turboprefill_health() {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    g_healths.erase(this);
+}
+
+void turboprefill_health::set(int64_t t_since_us, const std::string & what) {
+    std::lock_guard<std::mutex> lock(mutex);
+    since_us = t_since_us;
+    text     = what;
+}
+
+int64_t turboprefill_health::stuck_us(std::string & what) const {
+    std::lock_guard<std::mutex> lock(mutex);
+    what = text;
+    return text.empty() ? 0 : ggml_time_us() - since_us;
+}
+
+std::shared_ptr<turboprefill_health> turboprefill_health_new() {
+    return std::make_shared<turboprefill_health>();
+}
+
+int64_t turboprefill_stuck_us(const turboprefill_health * health, std::string & what) {
+    if (health != nullptr) {
+        return health->stuck_us(what);
+    }
+    std::lock_guard<std::mutex> lock(g_mutex);
+    for (const auto * one : g_healths) {
+        if (const int64_t t_us = one->stuck_us(what)) {
+            return t_us;
+        }
+    }
+    return 0;
+}
+
+//
+// what everybody does
+//
+
+static std::string turboprefill_format(const char * fmt, ...) {
+    char text[512];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof(text), fmt, args);
+    va_end(args);
+    return text;
+}
+
+// of a stage that has not handed everything to its device
+static std::string turboprefill_describe_stage(const turboprefill_engine & engine, const turboprefill_stage & stage) {
+    const char * device = stage.device.c_str();
+    const auto doing    = (turboprefill_activity) stage.activity.doing.load(std::memory_order_relaxed);
+    const int  other    = stage.activity.other.load(std::memory_order_relaxed);
+    const char * peer   = other >= 0 ? engine.stages[other]->device.c_str() : "";
+    switch (doing) {
+        case TURBOPREFILL_WAITS_FOR_STAGE:  return turboprefill_format("%s waits for %s, in ubatch %" PRId64, device, peer, stage.n_issued);
+        case TURBOPREFILL_WAITS_FOR_DEVICE: return turboprefill_format("%s waits for what %s was given, in ubatch %" PRId64, device, peer, stage.n_issued);
+        default: break;
+    }
+    static const char * const verbs[] = { "", "its inputs", "its graph", "what it hands over", "the end of it" };
+    int    n_nodes = 0;
+    size_t n_bytes = 0;
+    const turboprefill_slot & slot = *engine.slots[stage.n_issued % engine.params.n_slots];
+    for (const auto & split : slot.splits) {
+        if (engine.stages[split.stage].get() == &stage) {
+            n_nodes += split.graph.n_nodes;
+            for (const auto & input : split.inputs) {
+                n_bytes += ggml_nbytes(input.dst);
+            }
+        }
+    }
+    return turboprefill_format("%s does not answer: ubatch %" PRId64 ", %s (%d nodes, %.1f KiB of inputs)", device, stage.n_issued,
+            verbs[doing], n_nodes, n_bytes/1024.0);
+}
+
+// one line. the engine's mutex is held
+static std::string turboprefill_describe(const turboprefill_engine & engine) {
+    std::vector<const turboprefill_stage *> order;
+    for (const auto & stage : engine.stages) {
+        if (stage->position >= 0) {
+            order.push_back(stage.get());
+        }
+    }
+    std::sort(order.begin(), order.end(), [](const auto * a, const auto * b) { return a->position < b->position; });
+
+    const auto awaited = [&](const turboprefill_stage * stage) {
+        const auto waits = [&](const turboprefill_waiter & waiter) {
+            const int other = waiter.other.load(std::memory_order_relaxed);
+            return waiter.doing == TURBOPREFILL_WAITS_FOR_DEVICE && other >= 0 && engine.stages[other].get() == stage;
+        };
+        return waits(engine.caller) || std::any_of(order.begin(), order.end(), [&](const auto * s) { return waits(s->activity); });
+    };
+    // who does not answer comes first
+    std::string first, others;
+    for (const auto * stage : order) {
+        if (awaited(stage)) {
+            first += turboprefill_format("%s has not finished what it was given, up to ubatch %" PRId64 "; ", stage->device.c_str(), stage->n_issued - 1);
+        }
+        if (stage->n_issued < engine.n_submitted) {
+            const int  doing = stage->activity.doing.load(std::memory_order_relaxed);
+            const bool waits = doing == TURBOPREFILL_WAITS_FOR_STAGE || doing == TURBOPREFILL_WAITS_FOR_DEVICE;
+            (waits ? others : first) += turboprefill_describe_stage(engine, *stage) + "; ";
+        }
+    }
+    const int cause = engine.caller_cause;
+    return first + others + (cause >= 0
+        ? turboprefill_format("the caller waits: %s", turboprefill_cause_name((turboprefill_cause) cause))
+        : turboprefill_format("the caller waits for nobody"));
+}
+
+//
+// the end of a process
+//
+
+static thread_local std::string turboprefill_server;
+
+void turboprefill_serves(const char * endpoint) {
+    turboprefill_server = endpoint;
+}
+
+static ggml_abort_callback_t turboprefill_abort_before = nullptr;
+
+// somebody gave up: upstream's message does not know which server, stage and ubatch that was
+static void turboprefill_on_abort(const char * message) {
+    if (!turboprefill_server.empty()) {
+        fprintf(stderr, "TurboPrefill: RPC server %s does not answer any more, or with nonsense\n", turboprefill_server.c_str());
+    }
+    if (g_mutex.try_lock()) {
+        for (auto * engine : g_engines) {
+            if (engine->mutex.try_lock()) {
+                if (engine->n_done < engine->n_submitted) {
+                    fprintf(stderr, "TurboPrefill: the process ends with ubatches %" PRId64 " to %" PRId64 " in flight: %s\n",
+                            engine->n_done.load(), engine->n_submitted - 1, turboprefill_describe(*engine).c_str());
+                }
+                engine->mutex.unlock();
+            }
+        }
+        g_mutex.unlock();
+    }
+    if (turboprefill_abort_before != nullptr) {
+        turboprefill_abort_before(message);
+        return;
+    }
+    fprintf(stderr, "%s\n", message);
+    ggml_print_backtrace();
+}
+
+//
+// watchdog
+//
+
+struct turboprefill_watchdog {
+    turboprefill_watchdog(turboprefill_engine * engine, int64_t limit_us) : engine(engine), limit_us(limit_us) {
+        static const bool installed = [] {
+            turboprefill_abort_before = ggml_set_abort_callback(turboprefill_on_abort);
+            return true;
+        }();
+        GGML_UNUSED(installed);
+        {
+            std::lock_guard<std::mutex> lock(g_mutex);
+            g_engines.insert(engine);
+        }
+        if (limit_us > 0) {
+            try {
+                thread = std::thread([this] { watch(); });
+            } catch (const std::exception & err) {
+                GGML_LOG_WARN("%s: no watchdog: %s\n", __func__, err.what());
+            }
+        }
+    }
+
+    ~turboprefill_watchdog() {
+        {
+            std::lock_guard<std::mutex> lock(mutex);
+            stop = true;
+        }
+        wake.notify_all();
+        if (thread.joinable()) {
+            thread.join();
+        }
+        std::lock_guard<std::mutex> lock(g_mutex);
+        g_engines.erase(engine);
+    }
+
+private:
+    turboprefill_engine * engine;
+    const int64_t         limit_us;
+
+    std::mutex              mutex;
+    std::condition_variable wake;
+    bool                    stop = false;
+    std::thread             thread;
+
+    // moves whenever anybody does
+    int64_t n_steps() const {
+        int64_t n = engine->n_submitted + engine->n_done;
+        for (const auto & stage : engine->stages) {
+            n += stage->n_issued;
+        }
+        return n;
+    }
+
+    bool somebody_waits() const {
+        return engine->caller_cause >= 0 || std::any_of(engine->stages.begin(), engine->stages.end(), [&](const auto & stage) {
+            return stage->n_issued < engine->n_submitted;
+        });
+    }
+
+    void watch() {
+        const auto period = std::chrono::microseconds(std::clamp<int64_t>(limit_us/8, 1000, 1000*1000));
+        int64_t n_seen  = -1;
+        int64_t t_moved = 0;
+        bool    told    = false;
+
+        std::unique_lock<std::mutex> lock(mutex);
+        while (!wake.wait_for(lock, period, [this] { return stop; })) {
+            const int64_t now = ggml_time_us();
+            std::string text;
+            {
+                std::lock_guard<std::mutex> engine_lock(engine->mutex);
+                const int64_t n = n_steps();
+                if (n != n_seen || !somebody_waits()) {
+                    if (told) {
+                        GGML_LOG_WARN("TurboPrefill: it goes on after %.1f s\n", (now - t_moved)/1e6);
+                        engine->params.health->set(0, "");
+                        told = false;
+                    }
+                    n_seen  = n;
+                    t_moved = now;
+                } else if (!told && now - t_moved >= limit_us) {
+                    text = turboprefill_describe(*engine);
+                }
+            }
+            if (!text.empty()) {
+                GGML_LOG_ERROR("TurboPrefill: nothing has moved for %.1f s: %s\n", (now - t_moved)/1e6, text.c_str());
+                engine->params.health->set(t_moved, text);
+                told = true;
+            }
+        }
+        if (told) {
+            engine->params.health->set(0, "");
+        }
+    }
+};
+
+void turboprefill_watchdog_deleter::operator()(turboprefill_watchdog * watchdog) const {
+    delete watchdog;
+}
+
+void turboprefill_watch(turboprefill_engine * engine) {
+    engine->watchdog.reset(new turboprefill_watchdog(engine, (int64_t) (1e6*engine->params.watchdog_s)));
+}
