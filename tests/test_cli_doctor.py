@@ -81,6 +81,15 @@ def test_a_tree_without_turboprefill_is_a_gate_with_the_command(
     assert gate(doctor.examine(tree), "tree").open
 
 
+@pytest.mark.parametrize("collectives", [True, False])
+def test_a_server_that_listens_everywhere_is_a_warning(gpus: list[Gpu], tmp_path: Path, collectives: bool) -> None:
+    source = tmp_path / "ggml/src/ggml-rpc/ggml-rpc.cpp"
+    source.parent.mkdir(parents=True)
+    source.write_text("enum rpc_cmd { RPC_CMD_COMM_INIT };" if collectives else "enum rpc_cmd {};")
+    gates = [each for each in doctor.examine(tmp_path).gates if each.name == "RPC server"]
+    assert [each.open for each in gates] == [None] * collectives
+
+
 def test_something_that_is_no_tree_does_not_stop_the_doctor(gpus: list[Gpu], tmp_path: Path) -> None:
     assert "not a llama.cpp tree" in gate(doctor.examine(tmp_path), "tree").found
 

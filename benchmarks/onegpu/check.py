@@ -24,7 +24,7 @@ from llama_server import server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DRIVER = REPOSITORY / "benchmarks" / "gpu" / "driver.cpp"
-STEPS = ("waits", "traffic")
+STEPS = ("waits", "sanitizer", "traffic")
 # of a second prompt: its result, and a caller that is ahead of the devices
 ALLOWED = {"result", "full slots"}
 
@@ -47,10 +47,12 @@ FAMILIES = (
     Family("mixtral-tiny", 16),
     Family("deepseek-tiny", 16),
     Family("llama8", 16),
-    Family("gptoss20", 12),
+    Family("gptoss20", 24),
     Family("gemma3-12b", 24),
     Family("granite-h-micro", 20, ubatches=(256, 512)),
 )
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+SANITIZED = tuple(Family(f"{name}-tiny", 4, 512, 256, (64,)) for name in ("moe", "gptoss", "granite-hybrid"))
 SMALL = tuple(
     Family(f"{name}-tiny", 8, 1024, 256, (16, 64)) for name in ("moe", "mixtral", "gptoss", "gemma3", "granite-hybrid")
 )
@@ -154,14 +156,22 @@ def environment(options: argparse.Namespace, libraries: Path, mode: str) -> dict
     return {**variables, "GGML_CUDA_DEVICES": str(options.devices)}
 
 
+def driver_command(
+    options: argparse.Namespace, libraries: Path, driver: Path, family: Family
+) -> tuple[list[str | Path], int]:
+    """What reads the prompts of a family, and how many lines it prints."""
+    path = model(options, family.preset, family.n_layers)
+    jobs = [f"n={family.n_prompt},ub={ub},nb={family.n_batch},r=2,state=1" for ub in family.ubatches]
+    return [driver, "run", libraries, path, "layer", "-", "-", *jobs], len(jobs) + 1
+
+
 def read_prompts(
     options: argparse.Namespace, libraries: Path, driver: Path, family: Family, mode: str
 ) -> list[dict[str, Any]]:
     """What the driver prints for each size of ubatches."""
-    path = model(options, family.preset, family.n_layers)
-    jobs = [f"n={family.n_prompt},ub={ub},nb={family.n_batch},r=2,state=1" for ub in family.ubatches]
+    command, n_lines = driver_command(options, libraries, driver, family)
     done = subprocess.run(
-        [driver, "run", libraries, path, "layer", "-", "-", *jobs],
+        command,
         env={**os.environ, **environment(options, libraries, mode)},
         capture_output=True,
         text=True,
@@ -169,7 +179,7 @@ def read_prompts(
         timeout=600,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or len(lines) != len(jobs) + 1:
+    if done.returncode or len(lines) != n_lines:
         raise RuntimeError(
             f"{family.preset}, TURBOPREFILL={mode}: exit status {done.returncode}\n{done.stderr[-2000:]}"
         )
@@ -207,6 +217,44 @@ def check_waits(options: argparse.Namespace, libraries: Path) -> Iterator[Mappin
                 f"pipelined, waits {waits}, capture {row['capture_us_per_layer']:.0f} us a layer, "
                 f"{'equal' if row['equal'] else 'DIFFERENT'} {counted['reason']}"
             )
+            yield row
+
+
+def check_sanitizer(options: argparse.Namespace, libraries: Path) -> Iterator[Mapping[str, Any]]:
+    """A row for each tool of compute-sanitizer and family."""
+    program = shutil.which("compute-sanitizer", path=f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin")
+    if program is None or options.virtual:
+        say("there is no compute-sanitizer, or no GPU: left out")
+        return
+    driver = link_driver(options, libraries)
+    for family in SANITIZED:
+        command, _ = driver_command(options, libraries, driver, family)
+        for tool in TOOLS:
+            start = time.monotonic()
+            done = subprocess.run(
+                [program, "--tool", tool, "--error-exitcode", "9", *command],
+                env={**os.environ, **environment(options, libraries, "1")},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=600,
+            )
+            text = done.stdout + done.stderr
+            summary = [line.strip("= ") for line in text.splitlines() if "SUMMARY" in line]
+            pipelined = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"job"')]
+            row = {
+                "family": family.preset,
+                "tool": tool,
+                "code": done.returncode,
+                "summary": summary,
+                "good": done.returncode == 0 and bool(summary),
+            }
+            say(
+                f"{'ok  ' if row['good'] else 'FAIL'} {tool} {family.preset}: {'; '.join(summary) or text[-300:]} "
+                f"({time.monotonic() - start:.0f} s, {len(pipelined)} prompts)"
+            )
+            if not row["good"]:
+                (options.work / f"{tool}-{family.preset}.log").write_text(text)
             yield row
 
 
@@ -273,11 +321,14 @@ def main() -> int:
     steps = options.steps.split(",")
     if "waits" in steps:
         results["waits"] = list(check_waits(options, libraries))
+    if "sanitizer" in steps:
+        results["sanitizer"] = list(check_sanitizer(options, libraries))
     if "traffic" in steps:
         results["traffic"] = check_traffic(options, libraries)
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
-    good = all(row["good"] for row in results.get("waits", [])) and results.get("traffic", {"good": True})["good"]
+    rows = [*results.get("waits", []), *results.get("sanitizer", [])]
+    good = all(row["good"] for row in rows) and results.get("traffic", {"good": True})["good"]
     say("all good" if good else "something is wrong, see FAIL above")
     return int(not good)
 

@@ -205,6 +205,8 @@ def _software_gates(package: Mapping[str, Any], root: Path | None, tree: Mapping
     gates = []
     if root and tree:
         gates.append(_tree_gate(root, tree))
+        if (gate := _rpc_gate(root)) is not None:
+            gates.append(gate)
     module = package["native_module"]
     gates.append(
         Gate(
@@ -227,6 +229,15 @@ def _software_gates(package: Mapping[str, Any], root: Path | None, tree: Mapping
         )
     )
     return gates
+
+
+def _rpc_gate(root: Path) -> Gate | None:
+    """A warning where the RPC server of this tree can be told to listen on more than the address it was given."""
+    sources = (root / "ggml/src/ggml-rpc").glob("*.cpp")
+    if not any(b"COMM_INIT" in path.read_bytes() for path in sources if path.is_file()):
+        return None
+    found = "its ggml-rpc-server opens another port, on every address of the machine, if a client asks for collectives"
+    return Gate("RPC server", None, found, "let a firewall admit only the client; TurboPrefill never asks for that")
 
 
 def _tree_gate(root: Path, tree: Mapping[str, Any]) -> Gate:
