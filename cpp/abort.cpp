@@ -75,9 +75,12 @@ bool abort_state::interrupted() {
     }
     py::gil_scoped_acquire gil;
     signals_us = now + signal_interval_us;
+    // handlers run here, on the thread that has the context
+    in_callback = true;
     if (!error && PyErr_CheckSignals() != 0) {
         error = std::make_exception_ptr(py::error_already_set());
     }
+    in_callback = false;
     return error != nullptr;
 }
 

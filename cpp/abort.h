@@ -31,7 +31,7 @@ struct abort_state {
     static bool on_interrupt(void * data) { return ((abort_state *) data)->interrupted(); }
 };
 
-// true while the calling thread runs an abort callback: using a context there would wait for itself
+// true while the calling thread runs an abort callback, or a signal's handler between ubatches: using a context there would wait for itself
 bool in_abort_callback();
 
 } // namespace turboprefill

@@ -98,7 +98,7 @@ native_context::~native_context() {
 
 context::use::use(context & self) : lock_(self.mutex_, std::defer_lock) {
     if (in_abort_callback()) {
-        throw in_use_error("a context cannot be used from an abort callback; return True there to stop the decode");
+        throw in_use_error("a context cannot be used from an abort callback or a signal handler while it decodes; return True in the one, raise in the other to stop it");
     }
     lock_.lock();
     native = self.native_;
@@ -129,7 +129,7 @@ context::~context() {
 
 void context::close() {
     if (in_abort_callback()) {
-        throw in_use_error("a context cannot be closed from an abort callback; return True there to stop the decode");
+        throw in_use_error("a context cannot be closed from an abort callback or a signal handler while it decodes; return True in the one, raise in the other to stop it");
     }
     std::shared_ptr<native_context> native;
     {

@@ -58,7 +58,11 @@ def run(model: Model, want: tuple[bytes, bytes], device: int, event: int, *, tur
 
         decode = start(compute)
         until_quiet(n_faults)
-        report = {"stuck": decode.is_alive(), "graphs": graphs(), "slots": 0}
+        report = {"stuck": decode.is_alive(), "graphs": graphs(), "slots": 0, "health": ""}
+        if turboprefill:
+            while context.health().ok:
+                time.sleep(QUIET_S / 10)
+            report["health"] = context.health().text
         n_asked = len(asked)
 
         # the others are not concerned

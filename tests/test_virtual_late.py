@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from turboprefill import FatalDecodeError, Model, devices, virtual
+from turboprefill import FatalDecodeError, InUseError, Model, devices, virtual
 from virtualdevices import OPTIONS, configure, only, result, tokens
 
 N_UBATCH = 8
@@ -116,3 +116,25 @@ def test_boundaries_are_pinned_by_whoever_can(
                 stats = context.stats()
         assert [stage.device for stage in stats.stages if "CPU" not in stage.device] == [remote, *virtual_names]
     assert buffers[True] - buffers[False] >= 20
+
+
+def test_a_signal_handler_cannot_use_the_context_that_decodes(model: Model) -> None:
+    """It would wait for the call that it interrupts."""
+    found: list[BaseException] = []
+
+    def handler(*_: object) -> None:
+        try:
+            context.stats()
+        except InUseError as error:
+            found.append(error)
+
+    with model.context(**SETTINGS) as context:
+        before = signal.signal(signal.SIGALRM, handler)
+        try:
+            configure("split_us=20000")
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            context.decode_batch(tokens(20 * N_UBATCH))
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert len(found) == 1
+        assert context.memory.seq_pos_max(0) == 20 * N_UBATCH - 1

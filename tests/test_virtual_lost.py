@@ -6,6 +6,7 @@ Each case is a process of its own, with a limit: llama.cpp's interface knows no 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ pytestmark = [pytest.mark.timeout(150), pytest.mark.usefixtures("peer_copies")]
 
 def run(model: Path, device: int, turboprefill: bool) -> list[dict[str, Any]]:
     command = [sys.executable, str(PROGRAM), str(model), str(device), str(int(turboprefill))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    environment = {**os.environ, "TURBOPREFILL_WATCHDOG_S": "0.2"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -45,6 +47,7 @@ def test_a_pipeline_stands_still_and_goes_on_when_the_event_comes(model_file, de
     assert len(reports) >= 2  # that its inputs have arrived, and that its split is done; with an outbox more
     for report in reports:
         check(report)
+        assert f"VIRT{device} has not finished what it was given" in report["health"]
         assert report["slots"] == 0 or max(report["graphs"]) <= UBATCH + report["slots"]
     # without its inputs nothing is computed, and no stage after this one is given what it would compute with
     assert reports[0]["graphs"][device + 1 :] == [UBATCH] * (N - 1 - device)

@@ -131,7 +131,13 @@ private:
             common_batch piece;
             piece.tokens.assign(first.batch.tokens.begin() + first.n_done, first.batch.tokens.begin() + first.n_done + n);
             piece.n_pos = first.batch.n_pos;
-            failed = !compute(piece);
+            try {
+                failed = !compute(piece);
+            } catch (...) {
+                llama_turboprefill_unuse_rows(ctx_tgt);
+                computing = false;
+                throw;
+            }
             llama_turboprefill_unuse_rows(ctx_tgt);
         }
         computing = false;

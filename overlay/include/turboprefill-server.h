@@ -101,7 +101,7 @@ public:
     // whether a device has failed since somebody asked
     bool failed(const llama_context * ctx) {
         const int64_t n = llama_turboprefill_get_stats(ctx).n_faults;
-        return std::exchange(n_faults, n) != n;
+        return std::exchange(n_faults, n) < n;
     }
 
     // As the server does when llama_decode() returns an error
@@ -110,12 +110,18 @@ public:
         while (!batches.empty()) {
             drop();
         }
-        abort("Compute error.");
+        std::vector<server_slot *> at_work;
         for (auto & slot : slots) {
-            slot.prompt_clear();
+            if (slot.is_processing()) {
+                at_work.push_back(&slot);
+            }
+        }
+        abort("Compute error.");
+        for (auto * slot : at_work) {
+            slot->prompt_clear();
         }
         llama_turboprefill_synchronize(ctx); // that was the report of the failure
-        failed(ctx);
+        forget(ctx, slots);
     }
 
 private:

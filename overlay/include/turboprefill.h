@@ -85,14 +85,15 @@ typedef void (*llama_turboprefill_between)(void * data);
 LLAMA_API void llama_turboprefill_set_between(struct llama_context * ctx, llama_turboprefill_between callback, void * data);
 
 // Asked before each ubatch, on the caller's thread: true ends llama_decode(), which returns 2 and keeps in memory what was
-// computed before, with TurboPrefill enabled or not. nullptr: not any more.
+// computed before, with TurboPrefill enabled or not (but for an image in several ubatches, whose tokens share a position).
+// nullptr: not any more.
 typedef bool (*llama_turboprefill_interrupt)(void * data);
 LLAMA_API void llama_turboprefill_set_interrupt(struct llama_context * ctx, llama_turboprefill_interrupt callback, void * data);
 
 // For how many microseconds nothing has moved in the pipeline of ctx, nullptr: of any context in this process, although
 // somebody waits; 0: all is well. It is noticed after TURBOPREFILL_WATCHDOG_S seconds (default 120, 0: never). text receives up
-// to n bytes with the final zero: which device does not answer, and what everybody waits for. Any thread may ask, at any
-// time while ctx exists.
+// to n bytes with the final zero: which device does not answer, and what everybody waits for. Only the pipeline is watched,
+// not graphs of the standard path. Any thread may ask, at any time while ctx exists.
 LLAMA_API int64_t llama_turboprefill_stuck_us(const struct llama_context * ctx, char * text, size_t n);
 
 // Called before a sequence (below 0: any) in the memory of ctx is changed or read, from position pos on, other than by

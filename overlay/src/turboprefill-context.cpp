@@ -117,7 +117,7 @@ bool llama_turboprefill_wait_state(llama_context & ctx, llama_seq_id seq_id) {
 void llama_turboprefill_before_write(llama_context & ctx, llama_seq_id seq_id) {
     llama_turboprefill_wait_state(ctx, seq_id);
     if (auto * tp = llama_turboprefill::get(ctx)) {
-        tp->check_state(seq_id);
+        tp->check_state();
     }
 }
 

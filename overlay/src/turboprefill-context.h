@@ -48,7 +48,7 @@ void llama_turboprefill_before_synchronize(llama_context & ctx);
 // for what a sequence has in flight, below 0: for everything. false: nothing is in flight
 bool llama_turboprefill_wait_state(llama_context & ctx, llama_seq_id seq_id);
 
-// the same, before the state of a sequence is written; throws if a device failed to compute it and nobody was told
+// the same, before the state of a sequence is written; throws if a device failed and nobody was told
 void llama_turboprefill_before_write(llama_context & ctx, llama_seq_id seq_id);
 
 // the state is about to be replaced

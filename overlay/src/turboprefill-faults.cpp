@@ -47,7 +47,6 @@ ggml_status llama_turboprefill::recover() {
     }
 
     for (const auto & [seq_id, pos] : pos_min) {
-        seqs_late.insert(seq_id);
         LLAMA_LOG_WARN("%s: removing memory module entries for seq_id = %d, pos = [%d, +inf)\n", __func__, seq_id, pos);
         // the states of a recurrent model can't be taken back one by one, and a sliding window may have moved on
         if (has_snapshots(ctx.cparams, 0) || !ctx.memory->seq_rm(seq_id, pos, -1) || !has_window(seq_id, pos)) {
@@ -155,19 +154,18 @@ void llama_turboprefill::clear() {
     take_late();
 }
 
-// What is left of a sequence is not what its llama_decode() has returned success for: the state would go for it. Until a
-// decode or whoever asks has reported the failure.
-void llama_turboprefill::check_state(llama_seq_id seq_id) const {
-    if (status_late != GGML_STATUS_SUCCESS && (seq_id < 0 || seqs_late.count(seq_id) != 0)) {
-        throw std::runtime_error(format("a device failed to compute ubatches of sequence %d; llama_decode() or "
-                "llama_turboprefill_synchronize() returns the code", seq_id < 0 ? *seqs_late.begin() : seq_id));
+// What is left of some sequence, or of a copy of it, is not what its llama_decode() has returned success for: its state would
+// go for that. Until a decode or whoever asks has reported the failure.
+void llama_turboprefill::check_state() const {
+    if (status_late != GGML_STATUS_SUCCESS) {
+        throw std::runtime_error("a device failed to compute what was decoded; llama_decode() or "
+                "llama_turboprefill_synchronize() returns the code");
     }
 }
 
 ggml_status llama_turboprefill::take_late() {
     const ggml_status status = status_late;
     status_late = GGML_STATUS_SUCCESS;
-    seqs_late.clear();
     return status;
 }
 

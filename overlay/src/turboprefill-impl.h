@@ -17,7 +17,6 @@
 #include "llama-model.h"
 
 #include <memory>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -102,7 +101,7 @@ struct llama_turboprefill {
     void free_rows(llama_turboprefill_rows & rows);
 
     // turboprefill-faults.cpp
-    void    check_state(llama_seq_id seq_id) const; // below 0: of all. throws if it is not what was decoded
+    void    check_state() const; // throws if memory is not what was decoded, and nobody was told
     int32_t decode_begin();
     int32_t decode_end();
     int32_t synchronize();
@@ -177,8 +176,7 @@ private:
     llama_turboprefill_rows *              rows_used = nullptr; // what the context returns as results for now,
     int64_t                                i_rows_used = 0;     // from this token on
 
-    ggml_status status_late = GGML_STATUS_SUCCESS; // of ubatches whose decode had returned,
-    std::set<llama_seq_id> seqs_late;              // and the sequences that they held
+    ggml_status status_late = GGML_STATUS_SUCCESS; // of ubatches whose decode had returned
 
     // turboprefill-sched.cpp
     std::string why_no_backend() const;

@@ -182,13 +182,13 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
         for (int i = 0; i < n_backends; i++) {
             engine->stages[i]->worker = std::thread(turboprefill_work, engine.get(), i);
         }
+        turboprefill_watch(engine.get());
     } catch (const std::exception & err) {
         GGML_LOG_ERROR("%s: failed to start the workers: %s\n", __func__, err.what());
         turboprefill_stop_workers(engine.get());
         return nullptr;
     }
 
-    turboprefill_watch(engine.get());
     turboprefill_sched_set_engine(sched, engine.get());
     return engine.release();
 }

@@ -15,6 +15,7 @@
 #include <cstdio>
 #include <exception>
 #include <set>
+#include <utility>
 
 struct turboprefill_health {
     turboprefill_health();
@@ -250,26 +251,37 @@ private:
         const auto period = std::chrono::microseconds(std::clamp<int64_t>(limit_us/8, 1000, 1000*1000));
         int64_t n_seen  = -1;
         int64_t t_moved = 0;
+        int64_t t_seen  = ggml_time_us();
         bool    told    = false;
 
         std::unique_lock<std::mutex> lock(mutex);
         while (!wake.wait_for(lock, period, [this] { return stop; })) {
             const int64_t now = ggml_time_us();
+            const int64_t gap = now - std::exchange(t_seen, now);
+            if (gap > limit_us/2 + period.count()) {
+                t_moved += gap; // the process was stopped, or the machine asleep: nobody could move
+            }
             std::string text;
+            bool        goes_on = false;
+            bool        moved   = false;
             {
                 std::lock_guard<std::mutex> engine_lock(engine->mutex);
                 const int64_t n = n_steps();
                 if (n != n_seen || !somebody_waits()) {
-                    if (told) {
-                        GGML_LOG_WARN("TurboPrefill: it goes on after %.1f s\n", (now - t_moved)/1e6);
-                        engine->params.health->set(0, "");
-                        told = false;
-                    }
+                    goes_on = std::exchange(told, false);
                     n_seen  = n;
-                    t_moved = now;
+                    moved   = true;
                 } else if (!told && now - t_moved >= limit_us) {
                     text = turboprefill_describe(*engine);
                 }
+            }
+            // outside of the lock: a log may take its time, or ask for statistics
+            if (goes_on) {
+                GGML_LOG_WARN("TurboPrefill: it goes on after %.1f s\n", (now - t_moved)/1e6);
+                engine->params.health->set(0, "");
+            }
+            if (moved) {
+                t_moved = now;
             }
             if (!text.empty()) {
                 GGML_LOG_ERROR("TurboPrefill: nothing has moved for %.1f s: %s\n", (now - t_moved)/1e6, text.c_str());

@@ -20,9 +20,12 @@ turboprefill_slot * turboprefill_acquire(turboprefill_engine * engine) {
 
     if (turboprefill_idle(engine)) {
         // a graph of the standard path may still be running: it is not in our books, and shares memory with what comes
-        for (auto & stage : engine->stages) {
-            ggml_backend_synchronize(stage->backend);
+        engine->caller_cause = TURBOPREFILL_CAUSE_GRAPH;
+        for (size_t s = 0; s < engine->stages.size(); s++) {
+            engine->caller.does(TURBOPREFILL_WAITS_FOR_DEVICE, (int) s);
+            ggml_backend_synchronize(engine->stages[s]->backend);
         }
+        engine->caller_cause = -1;
     }
 
     slot->ubatch = engine->n_submitted;
@@ -138,6 +141,22 @@ void turboprefill_drain_host(turboprefill_engine * engine) {
     }
 }
 
+// one after the other: the watchdog sees each
+static void turboprefill_wait_one_by_one(turboprefill_engine * engine, int64_t ubatch) {
+    for (int64_t u = engine->n_done; u <= ubatch; u++) {
+        for (size_t s = 0; s < engine->stages.size(); s++) {
+            const auto & stage = engine->stages[s];
+            turboprefill_wait_issued(engine, engine->caller, (int) s, u);
+            engine->caller.does(TURBOPREFILL_WAITS_FOR_DEVICE, (int) s);
+            // of this ubatch: its slot is not used again before it is done
+            if (stage->has_events()) {
+                ggml_backend_event_synchronize(stage->split_done[u % engine->params.n_slots].get());
+            }
+        }
+        engine->n_done = u + 1;
+    }
+}
+
 void turboprefill_wait(turboprefill_engine * engine, int64_t ubatch, turboprefill_cause cause) {
     if (ubatch < engine->n_done) {
         return;
@@ -148,17 +167,7 @@ void turboprefill_wait(turboprefill_engine * engine, int64_t ubatch, turboprefil
         return;
     }
     const turboprefill_waiting waiting(engine, cause);
-    const int index = ubatch % engine->params.n_slots;
-    for (size_t s = 0; s < engine->stages.size(); s++) {
-        const auto & stage = engine->stages[s];
-        turboprefill_wait_issued(engine, engine->caller, (int) s, ubatch);
-        engine->caller.does(TURBOPREFILL_WAITS_FOR_DEVICE, (int) s);
-        // of this ubatch: its slot is not used again before it is done
-        if (stage->has_events()) {
-            ggml_backend_event_synchronize(stage->split_done[index].get());
-        }
-    }
-    engine->n_done = ubatch + 1;
+    turboprefill_wait_one_by_one(engine, ubatch);
 }
 
 void turboprefill_drain(turboprefill_engine * engine, turboprefill_cause cause) {
@@ -166,6 +175,7 @@ void turboprefill_drain(turboprefill_engine * engine, turboprefill_cause cause) 
         return;
     }
     const turboprefill_waiting waiting(engine, cause);
+    turboprefill_wait_one_by_one(engine, engine->n_submitted - 2);
     for (size_t s = 0; s < engine->stages.size(); s++) {
         turboprefill_wait_issued(engine, engine->caller, (int) s, engine->n_submitted - 1);
     }
