@@ -190,8 +190,10 @@ private:
             }
             more |= slot.state == SLOT_STATE_STARTED || slot.state == SLOT_STATE_PROCESSING_PROMPT;
         }
+        // a batch with more ubatches than there are slots is on its way only when the first of them are done: then these users
+        // would wait longer than an empty pipeline takes to fill again
         const int64_t n_slots = llama_turboprefill_get_stats(ctx).n_slots;
-        return more && llama_n_batch(ctx) <= 2*n_slots*llama_n_ubatch(ctx);
+        return more && 2*llama_n_batch(ctx) <= 3*n_slots*llama_n_ubatch(ctx);
     }
 
     void drop() {
