@@ -81,6 +81,13 @@ const float * output_rows(const native_context & native, output_kind kind) {
     return rows;
 }
 
+void refuse_in_callback(const char * what) {
+    if (in_abort_callback()) {
+        throw in_use_error(std::string("a context cannot be ") + what + " from an abort callback or a signal handler while it "
+            "decodes; return True in the one, raise in the other to stop it");
+    }
+}
+
 } // namespace
 
 native_context::~native_context() {
@@ -97,9 +104,7 @@ native_context::~native_context() {
 }
 
 context::use::use(context & self) : lock_(self.mutex_, std::defer_lock) {
-    if (in_abort_callback()) {
-        throw in_use_error("a context cannot be used from an abort callback or a signal handler while it decodes; return True in the one, raise in the other to stop it");
-    }
+    refuse_in_callback("used");
     lock_.lock();
     native = self.native_;
     if (!native) {
@@ -128,9 +133,7 @@ context::~context() {
 }
 
 void context::close() {
-    if (in_abort_callback()) {
-        throw in_use_error("a context cannot be closed from an abort callback or a signal handler while it decodes; return True in the one, raise in the other to stop it");
-    }
+    refuse_in_callback("closed");
     std::shared_ptr<native_context> native;
     {
         py::gil_scoped_release nogil;

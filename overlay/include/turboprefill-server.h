@@ -20,11 +20,7 @@ public:
     llama_turboprefill_server(const llama_turboprefill_server &) = delete;
     llama_turboprefill_server & operator=(const llama_turboprefill_server &) = delete;
 
-    ~llama_turboprefill_server() {
-        while (!batches.empty()) {
-            drop();
-        }
-    }
+    ~llama_turboprefill_server() { drop_all(); }
 
     // The logits of a batch, of n_tokens from off on, that was just decoded. true: kept, nobody need wait for them now
     bool keep(llama_context * ctx, std::vector<server_slot> & slots, int32_t n_tokens, int32_t off) {
@@ -53,7 +49,7 @@ public:
             const kept batch = std::move(batches.front());
             batches.pop_front();
 
-            in_use use(ctx, batch, slots);
+            in_use use(ctx, batch, slots, finishing);
             if (use.n_ends == 0) {
                 continue;
             }
@@ -62,14 +58,7 @@ public:
                 fail(ctx, slots, abort);
                 return false;
             }
-            finishing = true;
-            try {
-                post_decode(batch.n_tokens, batch.off);
-            } catch (...) {
-                finishing = false;
-                throw;
-            }
-            finishing = false;
+            post_decode(batch.n_tokens, batch.off);
         }
         return true;
     }
@@ -79,9 +68,7 @@ public:
 
     // Nobody asks for anything: a fault that is found now concerns nobody, but for what slots believe to have in memory.
     void rest(llama_context * ctx, std::vector<server_slot> & slots) {
-        while (!batches.empty()) {
-            drop();
-        }
+        drop_all();
         if (llama_turboprefill_enabled(ctx) && llama_turboprefill_synchronize(ctx) != 0) {
             forget(ctx, slots);
         }
@@ -90,9 +77,12 @@ public:
     // After a fault, when all slots have been released: whose tokens are no longer in memory. Upstream only thinks of slots
     // that were at work, but ubatches of a request that was cancelled may have been in flight.
     void forget(llama_context * ctx, std::vector<server_slot> & slots) {
-        failed(ctx);
+        if (!llama_turboprefill_enabled(ctx)) {
+            return;
+        }
+        failed(ctx); // this is what comes of it
         for (auto & slot : slots) {
-            if (llama_turboprefill_enabled(ctx) && !slot.is_processing() && llama_memory_seq_pos_max(llama_get_memory(ctx), slot.id) < slot.prompt.tokens.pos_next() - 1) {
+            if (!slot.is_processing() && llama_memory_seq_pos_max(llama_get_memory(ctx), slot.id) < slot.prompt.tokens.pos_next() - 1) {
                 slot.prompt_clear();
             }
         }
@@ -107,9 +97,7 @@ public:
     // As the server does when llama_decode() returns an error
     template <typename Abort>
     void fail(llama_context * ctx, std::vector<server_slot> & slots, Abort && abort) {
-        while (!batches.empty()) {
-            drop();
-        }
+        drop_all();
         std::vector<server_slot *> at_work;
         for (auto & slot : slots) {
             if (slot.is_processing()) {
@@ -148,11 +136,13 @@ private:
         llama_context *            ctx;
         const kept &               batch;
         std::vector<server_slot> & slots;
+        bool &                     lives;
         std::vector<int32_t>       i_batch;
         int                        n_ends = 0; // prompts that nobody has cancelled
         bool                       ok = false;
 
-        in_use(llama_context * ctx, const kept & batch, std::vector<server_slot> & slots) : ctx(ctx), batch(batch), slots(slots) {
+        in_use(llama_context * ctx, const kept & batch, std::vector<server_slot> & slots, bool & lives) : ctx(ctx), batch(batch), slots(slots), lives(lives) {
+            lives = true;
             for (auto & slot : slots) {
                 i_batch.push_back(std::exchange(slot.i_batch, -1));
             }
@@ -167,6 +157,7 @@ private:
         in_use & operator=(const in_use &) = delete;
 
         ~in_use() {
+            lives = false;
             for (size_t i = 0; i < slots.size(); ++i) {
                 slots[i].i_batch = i_batch[i];
             }
@@ -196,8 +187,9 @@ private:
         return more && 2*llama_n_batch(ctx) <= 3*n_slots*llama_n_ubatch(ctx);
     }
 
-    void drop() {
-        llama_turboprefill_free_rows(batches.front().rows);
-        batches.pop_front();
+    void drop_all() {
+        for (; !batches.empty(); batches.pop_front()) {
+            llama_turboprefill_free_rows(batches.front().rows);
+        }
     }
 };

@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <string>
 
 // of a device's free memory, for weights: the KV cache and compute buffers are not known yet
@@ -145,7 +146,7 @@ static void turboprefill_advise(const llama_model & model, std::vector<turbopref
     if (counts.empty()) {
         return;
     }
-    const size_t n_gpu_layers = units.size() + 1;
+    const size_t n_gpu_layers = std::accumulate(counts.begin(), counts.end(), (size_t) 0);
     const std::string ngl = n_gpu_layers < n_all ? " -ngl " + std::to_string(n_gpu_layers) : "";
     LLAMA_LOG_WARN("%s: TurboPrefill: -ot, --cpu-moe or --fit keeps tensors off the devices of their layers, which costs the "
             "pipeline. Without that, whole layers fit as%s -ts %s, if the KV cache leaves room\n", __func__, ngl.c_str(), turboprefill_join(counts).c_str());
@@ -155,14 +156,19 @@ void llama_turboprefill_split(const llama_model & model, const llama_model_loade
     if (!turboprefill_env_enabled() || model.split_mode() != LLAMA_SPLIT_MODE_LAYER || splits.size() < 2 || model.n_gpu_layers() == 0) {
         return;
     }
+    const bool advises  = model.has_tensor_overrides() && !model.hparams.no_alloc;
+    const bool balances = !given && turboprefill_getenv("TURBOPREFILL_SPLIT") != "off";
+    if (!advises && !balances) {
+        return;
+    }
     std::vector<turboprefill_unit> units = turboprefill_units(model, ml);
     if (std::any_of(units.begin(), units.end() - 1, [](const turboprefill_unit & unit) { return unit.bytes == 0; })) {
         return; // an architecture that names its layers in another way
     }
-    if (model.has_tensor_overrides() && !model.hparams.no_alloc) {
+    if (advises) {
         turboprefill_advise(model, units);
     }
-    if (given || turboprefill_getenv("TURBOPREFILL_SPLIT") == "off") {
+    if (!balances) {
         return;
     }
     if (!turboprefill_one_kind(model, splits)) {

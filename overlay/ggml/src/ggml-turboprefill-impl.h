@@ -244,21 +244,29 @@ void turboprefill_regroup      (ggml_backend_sched_t sched, ggml_cgraph * graph)
 void turboprefill_sched_drain  (ggml_backend_sched_t sched); // the devices are about to be read or used by somebody else
 void turboprefill_sched_compute(ggml_backend_sched_t sched); // a graph is about to be computed on the standard path
 
-// counts what the caller's thread waits, from its making to its end
-struct turboprefill_waiting {
-    turboprefill_waiting(turboprefill_engine * engine, turboprefill_cause cause) : engine(engine), cause(cause), t_start_us(ggml_time_us()) {
+// while it lives, the watchdog knows that the caller's thread waits
+struct turboprefill_watched {
+    turboprefill_watched(turboprefill_engine * engine, turboprefill_cause cause) : engine(engine), cause(cause) {
         engine->caller_cause = cause;
     }
-    ~turboprefill_waiting() {
-        engine->waits[cause].n++;
-        engine->waits[cause].t_us += ggml_time_us() - t_start_us;
+    ~turboprefill_watched() {
         engine->caller_cause = -1;
         engine->caller.does(TURBOPREFILL_DOES_NOTHING);
     }
 
     turboprefill_engine * const engine;
     const turboprefill_cause    cause;
-    const int64_t               t_start_us;
+};
+
+// and that is counted
+struct turboprefill_waiting : turboprefill_watched {
+    turboprefill_waiting(turboprefill_engine * engine, turboprefill_cause cause) : turboprefill_watched(engine, cause), t_start_us(ggml_time_us()) {}
+    ~turboprefill_waiting() {
+        engine->waits[cause].n++;
+        engine->waits[cause].t_us += ggml_time_us() - t_start_us;
+    }
+
+    const int64_t t_start_us;
 };
 
 // ggml-turboprefill-sched.inc: for the engine

@@ -20,12 +20,11 @@ turboprefill_slot * turboprefill_acquire(turboprefill_engine * engine) {
 
     if (turboprefill_idle(engine)) {
         // a graph of the standard path may still be running: it is not in our books, and shares memory with what comes
-        engine->caller_cause = TURBOPREFILL_CAUSE_GRAPH;
+        const turboprefill_watched watched(engine, TURBOPREFILL_CAUSE_GRAPH);
         for (size_t s = 0; s < engine->stages.size(); s++) {
             engine->caller.does(TURBOPREFILL_WAITS_FOR_DEVICE, (int) s);
             ggml_backend_synchronize(engine->stages[s]->backend);
         }
-        engine->caller_cause = -1;
     }
 
     slot->ubatch = engine->n_submitted;
