@@ -43,6 +43,25 @@ make_venv() {
   fi
 }
 
+# use_test_venv [FOLDER...]: $venv, the environment that scripts/test makes, with cmake and ninja; Python finds this tree's own
+# files, not those that were installed from it some time ago, and modules in these folders.
+use_test_venv() {
+  local folder
+  venv=${VENV:-.venv-test}
+  if [[ ! -x $venv/bin/python ]]; then
+    die "$venv is missing: run scripts/test first"
+  fi
+  PATH=$(cd "$venv/bin" && pwd):$PATH
+  if ! have_any cmake || ! have_any ninja; then
+    say "installing cmake and ninja into $venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check cmake ninja
+  fi
+  export PYTHONPATH=$PWD/src:$PWD/tests PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1
+  for folder in "$@"; do
+    PYTHONPATH+=:$PWD/$folder
+  done
+}
+
 # What decides whether the installed package is the one of this tree.
 fingerprint() {
   local inputs=(pyproject.toml README.md LICENSE CMakeLists.txt cmake cpp overlay src)

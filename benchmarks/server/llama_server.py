@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -94,6 +95,12 @@ def request(running: LlamaServer, **body: Any) -> Any:
     """The open answer to a completion: nothing cached, greedy, never ending by itself."""
     body = {"cache_prompt": False, "temperature": 0, "ignore_eos": True, **body}
     return running.open("/completion", json.dumps(body).encode())
+
+
+def digest(reply: dict[str, Any]) -> str:
+    """Text and probabilities of an answer, in short."""
+    kept = [reply["content"], reply.get("completion_probabilities")]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def complete(running: LlamaServer, **body: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +12,10 @@ from rich.markup import escape
 
 from llamaserver import abuse, checks
 from llamaserver.lab import Lab
-from nativebuild import ROOT, compile_native
+from nativebuild import ROOT, JobsOption, SourceOption, TreeOption, compile_native, patched_tree
 from turboprefill.build import BuildOptions, build
 from turboprefill.cli.console import err, out, progress
 from turboprefill.errors import TurboPrefillError
-from turboprefill.patcher import install
-from turboprefill.sources import checkout
 
 _NAMES = [check.__name__.replace("_", "-") for check in checks.ALL]
 
@@ -27,13 +26,9 @@ def main(
         float, typer.Option("--abuse", metavar="MINUTES", min=0, help="Clients that misbehave, after the checks.")
     ] = 0,
     work: Annotated[Path, typer.Option(help="Tree, build, models and logs; kept.")] = ROOT / "build/server-tests",
-    tree: Annotated[
-        Path | None, typer.Option(help="A tree that carries TurboPrefill, taken as it is. Default: one is made.")
-    ] = None,
-    source: Annotated[
-        str, typer.Option("--from", metavar="auto|git|pypi|PATH", help="Where llama.cpp comes from.")
-    ] = "auto",
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Parallel compilers.")] = None,
+    tree: TreeOption = None,
+    source: SourceOption = "auto",
+    jobs: JobsOption = None,
 ) -> None:
     """llama-server with TurboPrefill off and on: the same answers, whatever is asked and however.
 
@@ -52,7 +47,7 @@ def main(
         raise typer.Exit(2)
     work = work.absolute()
     try:
-        lab = _lab(work, tree.absolute() if tree else None, source, jobs)
+        lab = _lab(work, tree, source, jobs)
     except TurboPrefillError as error:
         err.print(f"[red]error:[/] {escape(str(error))}")
         raise typer.Exit(2) from error
@@ -69,10 +64,7 @@ def main(
 
 def _lab(work: Path, given: Path | None, source: str, jobs: int | None) -> Lab:
     shown = progress()
-    tree = given or work / "tree"
-    if not given:
-        checkout(tree, source=source, progress=shown)
-        install(tree)
+    tree = patched_tree(given, work, source, shown)
     # no instructions that this processor may only pretend to have
     defines = ("BUILD_SHARED_LIBS=ON", "LLAMA_BUILD_SERVER=ON", "LLAMA_CURL=OFF", "GGML_NATIVE=OFF", "GGML_OPENMP=OFF")
     options = BuildOptions(
@@ -88,14 +80,14 @@ def _lab(work: Path, given: Path | None, source: str, jobs: int | None) -> Lab:
     return Lab(built.build_dir / "bin", native / "libturboprefill-virtual.so", folder)
 
 
-def _run(name: str, check: object) -> bool:
+def _run(name: str, check: Callable[[], str]) -> bool:
     start = time.monotonic()
     try:
-        said = check()  # type: ignore[operator]
+        said = check()
     except (AssertionError, OSError, RuntimeError) as error:
         out.print(f"[red]FAIL[/] {name}: {escape(str(error))}")
         return False
-    out.print(f"[green]ok[/]   {name}: {escape(str(said))} [dim]({time.monotonic() - start:.0f} s)[/]")
+    out.print(f"[green]ok[/]   {name}: {escape(said)} [dim]({time.monotonic() - start:.0f} s)[/]")
     return True
 
 

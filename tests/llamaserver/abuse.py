@@ -8,9 +8,9 @@ import threading
 import time
 import urllib.error
 
-from llama_server import prompt
+from llama_server import digest, prompt
 from llamaserver.checks import await_idle, hang_up, read_stream
-from llamaserver.lab import Lab, answer, digest
+from llamaserver.lab import Lab, answer
 
 _N_CLIENTS = 8
 _LENGTHS = (300, 40, 900, 129, 700, 1500)

@@ -14,10 +14,12 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from llama_server import LlamaServer, prompt, request
-from llamaserver.lab import Lab, answer, digest, n_cached, pipelined
+from llama_server import LlamaServer, digest, prompt, request
+from llamaserver.lab import Lab, answer, n_cached, pipelined
 
 Check = Callable[[Lab], str]
+
+_LENGTHS = (200, 37, 333, 128, 64, 200, 511, 90)  # of prompts that are sent at once
 
 
 def _both(lab: Lab, preset: str, ask: Callable[[LlamaServer], list[str]], *options: object, **more: Any) -> int:
@@ -130,14 +132,13 @@ def embeddings(lab: Lab) -> str:
 
 def together(lab: Lab) -> str:
     """Many prompts at once, ending in each other's batches: each gets the answer that it gets alone."""
-    lengths = (200, 37, 333, 128, 64, 200, 511, 90)
     ones, some = (1,) * 8, (1, 2, 3, 1, 2, 3, 1, 2)
     n = 0
     # where users generate beside them, llama.cpp's own cache of a sliding window rounds as its cells happen to lie
     for preset, tried in (("tiny", (ones, some)), ("gptoss-tiny", (ones,)), ("granite-hybrid-tiny", (ones,))):
         with lab.server(preset, slots=8, context=1024) as running:
             for n_predict in tried:
-                alone = [digest(answer(running, prompt(m, m + i), n_predict[i])) for i, m in enumerate(lengths)]
+                alone = [digest(answer(running, prompt(m, m + i), n_predict[i])) for i, m in enumerate(_LENGTHS)]
                 found: dict[int, str] = {}
 
                 def client(
@@ -145,7 +146,7 @@ def together(lab: Lab) -> str:
                 ) -> None:
                     found[i] = digest(answer(running, prompt(m, m + i), n_predict[i]))  # joined in the loop
 
-                at_once(client, lengths)
+                at_once(client)
                 wrong = [i for i, text in enumerate(alone) if found.get(i) != text]
                 assert not wrong, f"{preset}: prompts {wrong} got another answer than alone"
             n += pipelined(running)
@@ -188,9 +189,8 @@ def malformed(lab: Lab) -> str:
 def faults(lab: Lab) -> str:
     """A device fails once while many prompts are read: no wrong answer then, and none after that."""
     n_errors = 0
-    lengths = (200, 37, 333, 128, 64, 200, 511, 90)
     with lab.server("tiny", slots=8, context=1024) as running:
-        expected = [digest(answer(running, prompt(m, m + i), 1)) for i, m in enumerate(lengths)]
+        expected = [digest(answer(running, prompt(m, m + i), 1)) for i, m in enumerate(_LENGTHS)]
         short = digest(answer(running, prompt(20, 1)))
     for graph in (60, 71, 83):
         with lab.server("tiny", slots=8, context=1024, devices=f"fail_graph=0/0/{graph}/0") as running:
@@ -200,15 +200,15 @@ def faults(lab: Lab) -> str:
                 found[i] = or_status(lambda: digest(answer(running, prompt(m, m + i), 1)))
 
             for _ in range(3):
-                at_once(client, lengths)
+                at_once(client)
                 wrong = {i: found[i] for i, text in enumerate(expected) if found[i] not in (text, "500")}
                 assert not wrong, f"graph {graph} failed: prompts {wrong} got a wrong answer"
                 n_errors += sum(text == "500" for text in found.values())
                 # one that ends in its first batch, with nobody beside it
                 assert or_status(lambda running=running: digest(answer(running, prompt(20, 1)))) in (short, "500")
             await_idle(running)
-            at_once(client, lengths)
-            assert [found[i] for i in range(len(lengths))] == expected, f"graph {graph} failed: wrong answers later"
+            at_once(client)
+            assert [found[i] for i in range(len(_LENGTHS))] == expected, f"graph {graph} failed: wrong answers later"
     assert n_errors > 0, "no device failed"
     return f"{n_errors} requests got an error"
 
@@ -252,9 +252,9 @@ def health(lab: Lab) -> str:
     return "503 while it lasted"
 
 
-def at_once(client: Callable[[int, int], None], lengths: tuple[int, ...]) -> None:
-    """client(i, length) for each, in threads."""
-    threads = [threading.Thread(target=client, args=item) for item in enumerate(lengths)]
+def at_once(client: Callable[[int, int], None]) -> None:
+    """client(i, length) for each of _LENGTHS, in threads."""
+    threads = [threading.Thread(target=client, args=item) for item in enumerate(_LENGTHS)]
     for thread in threads:
         thread.start()
     for thread in threads:

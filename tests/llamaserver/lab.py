@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,12 +69,6 @@ def _free_port() -> int:
 def answer(running: LlamaServer, tokens: list[int], n_predict: int = 8, **body: Any) -> dict[str, Any]:
     """The answer to a prompt, with the probabilities of the likeliest tokens."""
     return complete(running, prompt=tokens, n_predict=n_predict, n_probs=3, **body)
-
-
-def digest(reply: dict[str, Any]) -> str:
-    """Text and probabilities of an answer, in short."""
-    kept = [reply["content"], reply.get("completion_probabilities")]
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def n_cached(reply: dict[str, Any]) -> int:

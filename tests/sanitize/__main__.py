@@ -15,15 +15,13 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from nativebuild import ROOT, compile_native
+from nativebuild import ROOT, JobsOption, SourceOption, TreeOption, compile_native, patched_tree
 from sanitize import adapters
 from turboprefill.build import BuildOptions, build
 from turboprefill.cli.console import err, out, progress
 from turboprefill.demo import synth
 from turboprefill.demo.workers import RpcWorkers
 from turboprefill.errors import TurboPrefillError
-from turboprefill.patcher import install
-from turboprefill.sources import checkout
 
 HERE = Path(__file__).resolve().parent
 PRESETS = (
@@ -55,13 +53,9 @@ def main(
     mode: Annotated[Mode, typer.Argument(help="thread: races. address: memory, leaks, undefined behaviour.")],
     scenarios: Annotated[list[str] | None, typer.Argument(help="Only these; all when left out.")] = None,
     work: Annotated[Path, typer.Option(help="Trees, builds, models and reports; kept.")] = ROOT / "build/sanitize",
-    tree: Annotated[
-        Path | None, typer.Option(help="A tree that carries TurboPrefill, taken as it is. Default: one is made.")
-    ] = None,
-    source: Annotated[
-        str, typer.Option("--from", metavar="auto|git|pypi|PATH", help="Where llama.cpp comes from.")
-    ] = "auto",
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Parallel compilers.")] = None,
+    tree: TreeOption = None,
+    source: SourceOption = "auto",
+    jobs: JobsOption = None,
 ) -> None:
     """The pipeline on virtual devices and over RPC, under a sanitizer: no report is allowed.
 
@@ -100,10 +94,7 @@ def _build(
 ) -> tuple[Path, Path]:
     """Folders of llama.cpp's programs and of the driver."""
     shown = progress()
-    tree = given.absolute() if given else work / "tree"
-    if not given:
-        checkout(tree, source=source, progress=shown)
-        install(tree)
+    tree = patched_tree(given, work, source, shown)
     flags = [f"GGML_SANITIZE_{kind.upper()}=ON" for kind in mode.kinds]
     flags += [f"LLAMA_SANITIZE_{kind.upper()}=ON" for kind in mode.kinds]
     options = BuildOptions(

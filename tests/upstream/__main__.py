@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nativebuild import ROOT
+from nativebuild import ROOT, JobsOption, SourceOption
 from turboprefill.cli.console import err, out, progress
 from turboprefill.demo.settings import read_text
 from turboprefill.errors import TurboPrefillError
@@ -35,10 +35,8 @@ def main(
     sabotage: Annotated[
         bool, typer.Option("--sabotage", help="Lose every 7th upload of the patched build: each test must fail now.")
     ] = False,
-    source: Annotated[
-        str, typer.Option("--from", metavar="auto|git|pypi|PATH", help="Where llama.cpp comes from.")
-    ] = "auto",
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Parallel compilers.")] = None,
+    source: SourceOption = "auto",
+    jobs: JobsOption = None,
     list_: Annotated[bool, typer.Option("--list", help="Say what there is, run nothing.")] = False,
 ) -> None:
     """Upstream's own test programs on an unpatched llama.cpp and on one with TurboPrefill, on the same devices.
