@@ -69,9 +69,13 @@ public:
     // Nobody asks for anything: a fault that is found now concerns nobody, but for what slots believe to have in memory.
     void rest(llama_context * ctx, std::vector<server_slot> & slots) {
         drop_all();
-        if (llama_turboprefill_enabled(ctx) && llama_turboprefill_synchronize(ctx) != 0) {
+        if (!llama_turboprefill_enabled(ctx)) {
+            return;
+        }
+        if (llama_turboprefill_synchronize(ctx) != 0) {
             forget(ctx, slots);
         }
+        llama_turboprefill_report(ctx); // what was done until now, such as warming up, is not the next prompt's
     }
 
     // After a fault, when all slots have been released: whose tokens are no longer in memory. Upstream only thinks of slots

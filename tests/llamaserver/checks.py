@@ -6,6 +6,7 @@ Most ask the same of a server with TurboPrefill off and on, one request after th
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -151,6 +152,16 @@ def together(lab: Lab) -> str:
                 assert not wrong, f"{preset}: prompts {wrong} got another answer than alone"
             n += pipelined(running)
     return f"{n} ubatches pipelined"
+
+
+def report(lab: Lab) -> str:
+    """The log line of the first prompt counts that prompt alone, not what the server tried out when it started."""
+    with lab.server("tiny") as running:
+        answer(running, prompt(600, 1))
+        log = running.log.read_text(errors="replace")
+    counts = re.findall(r"pipelined over 4 devices: (\d+) of (\d+) ubatches, waits", log)
+    assert counts == [("19", "19")], f"{counts} in {running.log}"  # 600 tokens, 32 at a time
+    return "19 of 19 ubatches"
 
 
 def cancelled(lab: Lab) -> str:
@@ -317,6 +328,7 @@ ALL: tuple[Check, ...] = (
     drafts,
     embeddings,
     together,
+    report,
     cancelled,
     malformed,
     faults,
