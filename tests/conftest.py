@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import virtualdevices
-from turboprefill.demo import synth
+from turboprefill import synth
 from turboprefill.demo.workers import RpcWorkers
 
 ModelFile = Callable[..., Path]

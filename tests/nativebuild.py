@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from turboprefill.patcher import install
-from turboprefill.progress import Progress
-from turboprefill.sources import checkout
-from turboprefill.tool_errors import ToolError
+from turboprefill.tools.errors import ToolError
+from turboprefill.tools.patcher import install
+from turboprefill.tools.progress import Progress
+from turboprefill.tools.sources import checkout
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -29,8 +29,7 @@ from rich.table import Table
 
 import randomrig
 import randomsteps as rs
-from turboprefill import Model, virtual
-from turboprefill.demo import synth
+from turboprefill import Model, synth, virtual
 
 PRESETS = ("tiny", "moe-tiny", "gptoss-tiny", "gemma3-tiny", "mamba-tiny", "jamba-tiny")
 N_STEPS = 25

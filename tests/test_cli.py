@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from toytree import HOOKED, OWN, make_overlay, make_pins, make_tree, snapshot
-from turboprefill import patcher, sources, treestate
 from turboprefill.cli import app
-from turboprefill.tool_errors import BuildError, DownloadError, RefusedError, ToolError
+from turboprefill.tools import patcher, sources, treestate
+from turboprefill.tools.errors import BuildError, DownloadError, RefusedError, ToolError
 
 COMMANDS = ["checkout", "install", "uninstall", "status", "diff", "build", "doctor"]
 
@@ -22,7 +22,7 @@ COMMANDS = ["checkout", "install", "uninstall", "status", "diff", "build", "doct
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A toy tree, and a command line that knows it and has an overlay for it."""
     make_overlay(tmp_path / "overlay")
-    monkeypatch.setattr("turboprefill.overlay.overlay_dir", lambda: tmp_path / "overlay")
+    monkeypatch.setattr("turboprefill.tools.overlay.overlay_dir", lambda: tmp_path / "overlay")
     for module in (patcher, sources, treestate):
         monkeypatch.setattr(module, "load_pins", make_pins)
     return make_tree(tmp_path / "llama.cpp")

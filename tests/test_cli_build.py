@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from toytree import make_pins, make_tree
-from turboprefill import build as builder
-from turboprefill.build import BuildOptions, build, configure_command
-from turboprefill.process import CommandFailedError, capture, run
-from turboprefill.progress import Silent
-from turboprefill.tool_errors import BuildError
+from turboprefill.tools import build as builder
+from turboprefill.tools.build import BuildOptions, build, configure_command
+from turboprefill.tools.errors import BuildError
+from turboprefill.tools.process import CommandFailedError, capture, run
+from turboprefill.tools.progress import Silent
 
 # Enough of CMake's two commands: remembers its arguments, makes progress, fails on demand.
 FAKE_CMAKE = """#!{python}

@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from toytree import make_overlay, make_pins, make_tree
-from turboprefill import doctor, hardware, patcher, treestate
 from turboprefill.cli import app
-from turboprefill.hardware import Gpu
-from turboprefill.process import Captured
+from turboprefill.tools import doctor, hardware, patcher, treestate
+from turboprefill.tools.hardware import Gpu
+from turboprefill.tools.process import Captured
 
 OK_MATRIX = " \tGPU0\tGPU1\t\n GPU0\tX\tOK\t\n GPU1\tOK\tX\t\n\nLegend:\n\n  X    = Self\n  OK   = Status Ok\n"
 
@@ -72,7 +72,7 @@ def test_a_tree_without_turboprefill_is_a_gate_with_the_command(
     gpus: list[Gpu], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_overlay(tmp_path / "overlay")
-    monkeypatch.setattr("turboprefill.overlay.overlay_dir", lambda: tmp_path / "overlay")
+    monkeypatch.setattr("turboprefill.tools.overlay.overlay_dir", lambda: tmp_path / "overlay")
     for module in (patcher, treestate):
         monkeypatch.setattr(module, "load_pins", make_pins)
     tree = make_tree(tmp_path / "llama.cpp")

@@ -19,13 +19,13 @@ import pytest
 
 from processtree import children
 from toytree import FILES, make_archive, make_pins, make_tree
-from turboprefill.archives import extract_tree
-from turboprefill.build import build
-from turboprefill.download import fetch_sdist
-from turboprefill.pins import Sdist
-from turboprefill.progress import Silent
-from turboprefill.sources import checkout
-from turboprefill.tool_errors import BuildError, DownloadError, ToolError
+from turboprefill.tools.archives import extract_tree
+from turboprefill.tools.build import build
+from turboprefill.tools.download import fetch_sdist
+from turboprefill.tools.errors import BuildError, DownloadError, ToolError
+from turboprefill.tools.pins import Sdist
+from turboprefill.tools.progress import Silent
+from turboprefill.tools.sources import checkout
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -89,8 +89,8 @@ def test_a_download_that_does_not_fit_says_so_and_leaves_nothing(tmp_path, monke
 
     session = SimpleNamespace(get=lambda *_, **__: nullcontext(Reply()))
     monkeypatch.setenv("TURBOPREFILL_CACHE", str(tmp_path))
-    monkeypatch.setattr("turboprefill.download._session", lambda: nullcontext(session))
-    monkeypatch.setattr("turboprefill.download._find", lambda *_: "http://127.0.0.1/a.tar.gz")
+    monkeypatch.setattr("turboprefill.tools.download._session", lambda: nullcontext(session))
+    monkeypatch.setattr("turboprefill.tools.download._find", lambda *_: "http://127.0.0.1/a.tar.gz")
     sdist = Sdist("a", "1", "a.tar.gz", "0" * 64, 1 << 30, "")
     with files_up_to(50000), pytest.raises(DownloadError, match="File too large"):
         fetch_sdist(sdist, Silent())

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from toytree import CONTEXT, FILES, HOOKED, HOOKS, OWN, make_overlay, make_pins, make_tree, snapshot
-from turboprefill import patcher
-from turboprefill.overlay import Overlay
-from turboprefill.pins import Pins
-from turboprefill.tool_errors import RefusedError
+from turboprefill.tools import patcher
+from turboprefill.tools.errors import RefusedError
+from turboprefill.tools.overlay import Overlay
+from turboprefill.tools.pins import Pins
 
 PINS = make_pins()
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from toytree import HOOKED, make_overlay
-from turboprefill import patcher
-from turboprefill.download import fetch_sdist
-from turboprefill.overlay import load_overlay, seal, seal_state
 from turboprefill.paths import cache_dir, overlay_dir
-from turboprefill.pins import Base, load_pins
-from turboprefill.progress import Silent
-from turboprefill.sources import checkout
-from turboprefill.tool_errors import ToolError
+from turboprefill.tools import patcher
+from turboprefill.tools.download import fetch_sdist
+from turboprefill.tools.errors import ToolError
+from turboprefill.tools.overlay import load_overlay, seal, seal_state
+from turboprefill.tools.pins import Base, load_pins
+from turboprefill.tools.progress import Silent
+from turboprefill.tools.sources import checkout
 
 HOOK = {"file": HOOKED[1], "anchor": "x", "where": "before", "lines": ["y();"], "why": "w"}
 
@@ -91,7 +91,7 @@ needs_overlay = pytest.mark.skipif(not (overlay_dir() / "hooks.json").exists(), 
 def test_the_pins_have_a_hash_for_every_hooked_file() -> None:
     hooked = set(load_overlay().hooked_files)
     for base in load_pins().bases:
-        assert set(base.files) == hooked, f"{base}: run scripts/update_pins"
+        assert set(base.files) == hooked, f"{base}: run scripts/update_pins.py"
 
 
 @needs_overlay

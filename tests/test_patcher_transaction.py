@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from toytree import HOOKED, make_overlay, make_pins, make_tree, snapshot
-from turboprefill import patcher
-from turboprefill.tool_errors import RefusedError
-from turboprefill.transaction import Transaction, transaction
+from turboprefill.tools import patcher
+from turboprefill.tools.errors import RefusedError
+from turboprefill.tools.transaction import Transaction, transaction
 
 PINS = make_pins()
 N_FILES = 6  # three hooked, three own
@@ -113,7 +113,7 @@ def test_a_full_or_read_only_disk_is_named(tree: Path, tmp_path: Path, monkeypat
     def refuse(*_arguments: object, **_options: object) -> str:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("turboprefill.transaction.tempfile.mkdtemp", refuse)
+    monkeypatch.setattr("turboprefill.tools.transaction.tempfile.mkdtemp", refuse)
     with pytest.raises(RefusedError, match=r"cannot write in .*Read-only file system.*Nothing was changed"):
         patcher.install(tree, overlay=make_overlay(tmp_path / "overlay"), pins=PINS)
 
@@ -145,7 +145,7 @@ def test_a_signal_between_two_files_restores_every_byte(tree: Path, number: sign
     program = f"""
 import signal, sys, time
 from pathlib import Path
-from turboprefill.transaction import transaction
+from turboprefill.tools.transaction import transaction
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 tree = Path({str(tree)!r})
 with transaction(tree) as files:

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from turboprefill import Model
-from turboprefill.demo import synth, synth_archs
+from turboprefill import Model, synth
 from turboprefill.planner import Needs, Place, PlanError, make_plan, read_facts
 from turboprefill.planner.gguf_facts import facts_of
 from turboprefill.planner.presets import preset_facts
+from turboprefill.synth import archs
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -168,7 +168,7 @@ def test_all_parts_of_a_split_model_are_read(model_file, tmp_path: Path) -> None
 
     whole = gguf.GGUFReader(model_file("tiny"))
     writer = gguf.GGUFWriter(tmp_path / "parts.gguf", "llama", split_max_tensors=30)
-    synth_archs.add_metadata(writer, synth.shape_of("tiny"))
+    archs.add_metadata(writer, synth.shape_of("tiny"))
     for tensor in whole.tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from toytree import FILES, HOOKED, make_pins, make_tree, snapshot
-from turboprefill import gitrepo, sources
-from turboprefill.download import fetch_sdist
-from turboprefill.pins import Pins, Sdist
-from turboprefill.progress import Silent
-from turboprefill.sources import checkout
-from turboprefill.tool_errors import DownloadError, RefusedError, ToolError
+from turboprefill.tools import gitrepo, sources
+from turboprefill.tools.download import fetch_sdist
+from turboprefill.tools.errors import DownloadError, RefusedError, ToolError
+from turboprefill.tools.pins import Pins, Sdist
+from turboprefill.tools.progress import Silent
+from turboprefill.tools.sources import checkout
 
 NAME = "toy_llama-1.0.tar.gz"
 TOP = "toy_llama-1.0"
@@ -224,7 +224,7 @@ def test_ctrl_c_while_downloading_leaves_nothing(
     def interrupt(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("turboprefill.download.hashlib.sha256", lambda: type("", (), {"update": interrupt})())
+    monkeypatch.setattr("turboprefill.tools.download.hashlib.sha256", lambda: type("", (), {"update": interrupt})())
     with pytest.raises(KeyboardInterrupt):
         checkout(dest, source="pypi", pins=pins)
     assert_nothing_left(dest)

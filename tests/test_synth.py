@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 
-from turboprefill import Model
-from turboprefill.demo import synth, synth_vocab, synth_weights
+from turboprefill import Model, synth
+from turboprefill.synth import vocab, weights
 
 SMALL = [name for name in synth.PRESETS if "tiny" in name]
 
@@ -60,7 +60,7 @@ def test_tokens_stay_apart_in_deep_models_whose_layers_share_weights(tmp_path: P
 @pytest.mark.parametrize("kind", [Type.F32, Type.F16, Type.Q8_0, Type.Q4_K, Type.MXFP4], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("std", [0.01, 0.06, 1.0])
 def test_decoded_weights_have_mean_zero_and_the_wanted_deviation(kind: Type, std: float) -> None:
-    data = synth_weights.draw((64, 1024), kind, std, synth_weights.generator(0, "weights"))
+    data = weights.draw((64, 1024), kind, std, weights.generator(0, "weights"))
     values = data if kind in (Type.F32, Type.F16) else gguf.dequantize(data, kind)
     assert values.shape == (64, 1024)
     assert np.isfinite(values).all()
@@ -70,7 +70,7 @@ def test_decoded_weights_have_mean_zero_and_the_wanted_deviation(kind: Type, std
 
 def test_rows_that_are_not_whole_blocks_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 256"):
-        synth_weights.nbytes((4, 128), Type.Q4_K)
+        weights.nbytes((4, 128), Type.Q4_K)
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones(tmp_path: Path) -> None:
@@ -97,13 +97,13 @@ def test_progress_ends_at_the_size_of_all_tensors(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"at least {synth_vocab.MIN_VOCAB}"):
+    with pytest.raises(ValueError, match=f"at least {vocab.MIN_VOCAB}"):
         synth.write_model(tmp_path / "model", n_vocab=300)
 
 
 def test_every_piece_is_made_of_two_earlier_ones() -> None:
     known = set("\u2581ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
-    for piece in synth_vocab.learned_pieces():
+    for piece in vocab.learned_pieces():
         assert any(piece[:i] in known and piece[i:] in known for i in range(1, len(piece))), piece
         known.add(piece)
 

@@ -9,8 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from turboprefill import Model
-from turboprefill.demo import synth
+from turboprefill import Model, synth
 
 N_UBATCH = 128
 SIZES = (32, 64, 96, N_UBATCH)

@@ -7,8 +7,8 @@ import json
 import tarfile
 from pathlib import Path
 
-from turboprefill.overlay import Overlay, load_overlay
-from turboprefill.pins import Base, Pins, Sdist
+from turboprefill.tools.overlay import Overlay, load_overlay
+from turboprefill.tools.pins import Base, Pins, Sdist
 
 CONTEXT = b'#include "llama-context.h"\n\nint decode() {\n    // the ubatch loop\n    return 0;\n}\n'
 BACKEND = b"// backend\nvoid compute() {\n    run();\n}\n"

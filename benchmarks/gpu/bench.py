@@ -111,7 +111,7 @@ def write_models(models: Mapping[str, ModelSpec], work: Path) -> dict[str, Path]
     """Write the models that are not there yet, several at a time. Layers share their weights: that is fast."""
     for folder in (REPOSITORY / "src", work / "src" / "plain" / "gguf-py"):
         sys.path.insert(0, str(folder))
-    from turboprefill.demo import synth
+    from turboprefill import synth
 
     (work / "models").mkdir(parents=True, exist_ok=True)
 

@@ -149,8 +149,8 @@ def _unpack(archive: Path, folder: Path) -> bool:
 def _patch(tree: Path) -> tuple[str, str]:
     """Install the overlay; its version, and which llama.cpp this is."""
     sys.path.insert(0, str(REPOSITORY / "src"))
-    from turboprefill.overlay import load_overlay
-    from turboprefill.patcher import install
+    from turboprefill.tools.overlay import load_overlay
+    from turboprefill.tools.patcher import install
 
     overlay = load_overlay()
     found = install(tree, force=True, overlay=overlay).before

@@ -106,8 +106,8 @@ def build(options: argparse.Namespace) -> Path:
     for name in ("app", "tests", "examples", "pocs"):
         (tree / name).mkdir(exist_ok=True)
         (tree / name / "CMakeLists.txt").touch()
-    from turboprefill.overlay import load_overlay
-    from turboprefill.patcher import install
+    from turboprefill.tools.overlay import load_overlay
+    from turboprefill.tools.patcher import install
 
     install(tree, force=True, overlay=load_overlay())
     flags = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_BACKEND_DL=ON", "-DGGML_NATIVE=OFF"]
@@ -138,7 +138,7 @@ def link_driver(options: argparse.Namespace, libraries: Path) -> Path:
 
 def model(options: argparse.Namespace, preset: str, n_layers: int) -> Path:
     """A synthetic model, written if it is not there."""
-    from turboprefill.demo import synth
+    from turboprefill import synth
 
     path: Path = options.work / f"{preset}-{n_layers}.gguf"
     if not path.exists():

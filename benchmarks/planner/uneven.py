@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from turboprefill import Model, virtual
-from turboprefill.demo import synth
+from turboprefill import Model, synth, virtual
 from turboprefill.planner import DoesNotFitError, Needs, make_plan, read_facts
 from turboprefill.planner.calibrate import calibrate
 from turboprefill.planner.facts import ModelFacts

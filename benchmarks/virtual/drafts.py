@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from turboprefill.demo import synth
+from turboprefill import synth
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "server"))
 

@@ -24,9 +24,8 @@ from rich.table import Table
 
 import turboprefill
 from measured import MACHINES, Arm, Machine
-from turboprefill import Context, Model, virtual
-from turboprefill.demo import synth
-from turboprefill.demo.synth_archs import Shape
+from turboprefill import Context, Model, synth, virtual
+from turboprefill.synth.archs import Shape
 
 _UBATCH = 128  # tokens, for all arms: of this size every second ubatch finds a graph to reuse, as in the real runs
 _REUSE = "LLAMA_GRAPH_REUSE_DISABLE"

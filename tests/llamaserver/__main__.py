@@ -13,9 +13,9 @@ from rich.markup import escape
 from llamaserver import abuse, checks
 from llamaserver.lab import Lab
 from nativebuild import ROOT, JobsOption, SourceOption, TreeOption, compile_native, patched_tree
-from turboprefill.build import BuildOptions, build
 from turboprefill.cli.console import err, out, progress
 from turboprefill.errors import TurboPrefillError
+from turboprefill.tools.build import BuildOptions, build
 
 _NAMES = [check.__name__.replace("_", "-") for check in checks.ALL]
 

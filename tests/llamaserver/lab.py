@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_server import LlamaServer, complete, server
-from turboprefill.demo import synth
+from turboprefill import synth
 
 N_DEVICES = 4
 UBATCH, BATCH = 32, 128

@@ -17,11 +17,11 @@ from rich.markup import escape
 
 from nativebuild import ROOT, JobsOption, SourceOption, TreeOption, compile_native, patched_tree
 from sanitize import adapters
-from turboprefill.build import BuildOptions, build
+from turboprefill import synth
 from turboprefill.cli.console import err, out, progress
-from turboprefill.demo import synth
 from turboprefill.demo.workers import RpcWorkers
 from turboprefill.errors import TurboPrefillError
+from turboprefill.tools.build import BuildOptions, build
 
 HERE = Path(__file__).resolve().parent
 PRESETS = (

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nativebuild import compile_native
-from turboprefill.build import BuildOptions, build
-from turboprefill.patcher import install, status
-from turboprefill.progress import Progress
-from turboprefill.sources import checkout
-from turboprefill.tool_errors import ToolError
+from turboprefill.tools.build import BuildOptions, build
+from turboprefill.tools.errors import ToolError
+from turboprefill.tools.patcher import install, status
+from turboprefill.tools.progress import Progress
+from turboprefill.tools.sources import checkout
 
 TARGETS = (
     "llama-results",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from turboprefill.tool_errors import ToolError
+from turboprefill.tools.errors import ToolError
 from upstream.arms import Arm, Ran, run
 from upstream.devices import Devices
 from upstream.models import Models

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from turboprefill.demo import synth
+from turboprefill import synth
 from upstream.arms import Arm, run
 
 # they look at the whole prompt at once, and upstream ends the process if a ubatch is shorter than that

@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 from turboprefill.cli.console import err, out
 from turboprefill.errors import TurboPrefillError
-from turboprefill.gitrepo import forget_outer_repository
+from turboprefill.tools.gitrepo import forget_outer_repository
 
 __all__ = ["app", "main"]
 

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from turboprefill.build import BuildOptions, build
 from turboprefill.cli.console import err, out, progress
 from turboprefill.cli.install import TreeArgument
-from turboprefill.patcher import status
+from turboprefill.tools.build import BuildOptions, build
+from turboprefill.tools.patcher import status
 
 __all__ = ["register"]
 

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from turboprefill.cli.console import out, progress
-from turboprefill.sources import checkout
+from turboprefill.tools.sources import checkout
 
 __all__ = ["register"]
 

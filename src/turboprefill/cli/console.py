@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from turboprefill.progress import Advance, Progress
+from turboprefill.tools.progress import Advance, Progress
 
 __all__ = ["Lines", "Live", "err", "out", "progress"]
 

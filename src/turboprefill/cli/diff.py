@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from turboprefill.cli.install import TreeArgument
-from turboprefill.patcher import diff
+from turboprefill.tools.patcher import diff
 
 __all__ = ["register"]
 

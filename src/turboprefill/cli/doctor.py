@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from turboprefill.cli.console import err, out
-from turboprefill.doctor import Report, examine
+from turboprefill.tools.doctor import Report, examine
 
 __all__ = ["register"]
 

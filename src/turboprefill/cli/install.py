@@ -9,8 +9,8 @@ import typer
 from rich.markup import escape
 
 from turboprefill.cli.console import err, out
-from turboprefill.overlay import load_overlay
-from turboprefill.patcher import Outcome, install
+from turboprefill.tools.overlay import load_overlay
+from turboprefill.tools.patcher import Outcome, install
 
 __all__ = ["TreeArgument", "print_changes", "register"]
 

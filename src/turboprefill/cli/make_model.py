@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from turboprefill.cli.console import err, out
-from turboprefill.tool_errors import ToolError
+from turboprefill.tools.errors import ToolError
 
 __all__ = ["register"]
 
@@ -28,7 +28,7 @@ def make_model(
     seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
 ) -> None:
     """Write a synthetic GGUF model: random weights in the shape of a real model, and a working tokenizer."""
-    from turboprefill.demo import synth
+    from turboprefill import synth
 
     with Progress(console=err, transient=True) as progress:
         task = progress.add_task(f"writing {preset}", total=None)

@@ -10,8 +10,8 @@ import typer
 from rich.markup import escape
 
 from turboprefill.cli.console import out, progress
-from turboprefill.patcher import install
-from turboprefill.sources import checkout
+from turboprefill.tools.patcher import install
+from turboprefill.tools.sources import checkout
 
 __all__ = ["register"]
 

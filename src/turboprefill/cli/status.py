@@ -10,9 +10,9 @@ from rich.markup import escape
 
 from turboprefill.cli.console import out
 from turboprefill.cli.install import TreeArgument
-from turboprefill.overlay import load_overlay
-from turboprefill.patcher import status
-from turboprefill.treestate import TreeState
+from turboprefill.tools.overlay import load_overlay
+from turboprefill.tools.patcher import status
+from turboprefill.tools.treestate import TreeState
 
 __all__ = ["register"]
 

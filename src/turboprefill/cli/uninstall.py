@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from turboprefill.cli.console import err, out
 from turboprefill.cli.install import TreeArgument, print_changes
-from turboprefill.patcher import uninstall
+from turboprefill.tools.patcher import uninstall
 
 __all__ = ["register"]
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from turboprefill.demo import synth
+from turboprefill import synth
 from turboprefill.demo.measure import Note
-from turboprefill.demo.synth_archs import Shape
 from turboprefill.errors import TurboPrefillError
 from turboprefill.paths import cache_dir
 from turboprefill.planner.auto import UBATCH_MAX
+from turboprefill.synth.archs import Shape
 
 USUAL_PROMPT = 4096  # tokens to plan for where only the text says how many there are
 _SPARE_BYTES = 1 << 30  # left free on the disk that a model is written to
@@ -69,8 +69,8 @@ def synthetic_model(preset: str, note: Note = lambda _: None) -> Path:
 def _fingerprint(shape: Shape) -> str:
     """Changes whenever the same preset would be written differently."""
     digest = hashlib.blake2b(repr(shape).encode(), digest_size=5)
-    for name in ("pieces.txt", "synth_archs.py", "synth_vocab.py", "synth_weights.py"):
-        digest.update(resources.files(__package__).joinpath(name).read_bytes())
+    for name in ("pieces.txt", "archs.py", "vocab.py", "weights.py"):
+        digest.update(resources.files(synth).joinpath(name).read_bytes())
     return digest.hexdigest()
 
 

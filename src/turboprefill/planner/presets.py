@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from turboprefill.demo import synth, synth_archs, synth_weights
+from turboprefill import synth
 from turboprefill.planner.facts import ModelFacts
 from turboprefill.planner.gguf_facts import facts_of
+from turboprefill.synth import archs, weights
 
 __all__ = ["PRESETS", "preset_facts"]
 
@@ -23,9 +24,7 @@ def preset_facts(preset: str, n_layers: int | None = None) -> ModelFacts:
 
     shape = synth.shape_of(preset, n_layers=n_layers)
     writer = gguf.GGUFWriter(None, shape.arch)
-    synth_archs.add_metadata(writer, shape)
+    archs.add_metadata(writer, shape)
     fields: dict[str, Any] = {name: field.value for name, field in writer.kv_data[0].items()}
-    tensors = [
-        (t.name, tuple(reversed(t.shape)), synth_weights.nbytes(t.shape, t.kind)) for t in synth_archs.tensors(shape)
-    ]
+    tensors = [(t.name, tuple(reversed(t.shape)), weights.nbytes(t.shape, t.kind)) for t in archs.tensors(shape)]
     return facts_of(preset, fields, tensors)

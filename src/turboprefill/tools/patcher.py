@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from turboprefill.hooktext import sha256_lf
-from turboprefill.overlay import Overlay, load_overlay
-from turboprefill.pins import Base, Pins, load_pins
-from turboprefill.tool_errors import RefusedError
-from turboprefill.transaction import transaction
-from turboprefill.tree import Tree, untouched
-from turboprefill.treestate import TreeState, inspect_tree
+from turboprefill.tools.errors import RefusedError
+from turboprefill.tools.hooktext import sha256_lf
+from turboprefill.tools.overlay import Overlay, load_overlay
+from turboprefill.tools.pins import Base, Pins, load_pins
+from turboprefill.tools.transaction import transaction
+from turboprefill.tools.tree import Tree, untouched
+from turboprefill.tools.treestate import TreeState, inspect_tree
 
 __all__ = ["Outcome", "diff", "install", "status", "uninstall"]
 

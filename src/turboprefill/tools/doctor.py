@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from turboprefill import hardware
 from turboprefill.errors import TurboPrefillError
-from turboprefill.overlay import load_overlay
-from turboprefill.patcher import status
-from turboprefill.process import capture
+from turboprefill.tools import hardware
+from turboprefill.tools.overlay import load_overlay
+from turboprefill.tools.patcher import status
+from turboprefill.tools.process import capture
 
 __all__ = ["Gate", "Report", "Tool", "examine"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from turboprefill.paths import pins_file
-from turboprefill.tool_errors import ToolError
+from turboprefill.tools.errors import ToolError
 
 __all__ = ["Base", "Pins", "Sdist", "load_pins"]
 

@@ -16,9 +16,9 @@ from urllib3.exceptions import HTTPError as TransferError
 from urllib3.util import Retry
 
 from turboprefill.paths import cache_dir
-from turboprefill.pins import Sdist
-from turboprefill.progress import Progress
-from turboprefill.tool_errors import DownloadError
+from turboprefill.tools.errors import DownloadError
+from turboprefill.tools.pins import Sdist
+from turboprefill.tools.progress import Progress
 
 __all__ = ["fetch_sdist", "index_url"]
 

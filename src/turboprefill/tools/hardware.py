@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from turboprefill.process import capture
+from turboprefill.tools.process import capture
 
 __all__ = ["Gpu", "find_gpus", "find_nvcc", "memory_bytes", "peer_access", "run_quietly", "version_of"]
 

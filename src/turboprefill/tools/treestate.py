@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from turboprefill.hooktext import AnchorFailure, insert, is_tagged, parse, render, strip
-from turboprefill.overlay import HEADER, Overlay, header_version, seal_state
-from turboprefill.pins import Pins, load_pins
-from turboprefill.tree import BaseMatch, Tree, match_base
+from turboprefill.tools.hooktext import AnchorFailure, insert, is_tagged, parse, render, strip
+from turboprefill.tools.overlay import HEADER, Overlay, header_version, seal_state
+from turboprefill.tools.pins import Pins, load_pins
+from turboprefill.tools.tree import BaseMatch, Tree, match_base
 
 __all__ = ["FileState", "TreeState", "inspect_tree"]
 

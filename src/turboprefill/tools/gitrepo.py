@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from turboprefill.progress import Advance, Progress
-from turboprefill.tool_errors import DownloadError, ToolError
+from turboprefill.tools.errors import DownloadError, ToolError
+from turboprefill.tools.progress import Advance, Progress
 
 if TYPE_CHECKING:
     from git import Repo

@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from turboprefill.hooktext import TAG, Hook, comment_prefix, insert, is_tagged, parse, strip
 from turboprefill.paths import overlay_dir
-from turboprefill.tool_errors import ToolError
+from turboprefill.tools.errors import ToolError
+from turboprefill.tools.hooktext import TAG, Hook, comment_prefix, insert, is_tagged, parse, strip
 
 __all__ = ["Overlay", "header_version", "load_overlay", "seal", "seal_state"]
 

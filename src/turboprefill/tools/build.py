@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from turboprefill.hardware import find_gpus, find_nvcc, memory_bytes, run_quietly
-from turboprefill.pins import Base
-from turboprefill.process import CommandFailedError, run
-from turboprefill.progress import Progress, Silent
-from turboprefill.tool_errors import BuildError
-from turboprefill.tree import Tree
+from turboprefill.tools.errors import BuildError
+from turboprefill.tools.hardware import find_gpus, find_nvcc, memory_bytes, run_quietly
+from turboprefill.tools.pins import Base
+from turboprefill.tools.process import CommandFailedError, run
+from turboprefill.tools.progress import Progress, Silent
+from turboprefill.tools.tree import Tree
 
 __all__ = ["BuildOptions", "Built", "build"]
 

@@ -5,8 +5,8 @@ Run it after a hook was added to another file, or a base to pins.json (name, com
 hand, "files" empty). It takes each base's archive, checks the commit that the archive names, and hashes every file
 that overlay/hooks.json touches.
 
-    scripts/update_pins            rewrite src/turboprefill/pins.json
-    scripts/update_pins --check    change nothing, exit with 1 if it is out of date
+    scripts/update_pins.py            rewrite src/turboprefill/pins.json
+    scripts/update_pins.py --check    change nothing, exit with 1 if it is out of date
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from turboprefill.cli.console import Lines  # noqa: E402  # needs the path above
-from turboprefill.download import fetch_sdist  # noqa: E402
-from turboprefill.hooktext import sha256_lf  # noqa: E402
 from turboprefill.paths import pins_file  # noqa: E402
-from turboprefill.pins import Sdist  # noqa: E402
+from turboprefill.tools.download import fetch_sdist  # noqa: E402
+from turboprefill.tools.hooktext import sha256_lf  # noqa: E402
+from turboprefill.tools.pins import Sdist  # noqa: E402
 
 # The module directory that a recursive git checkout leaves in the archive: names the exact commit.
 COMMIT_FILE = ".git/modules/vendor/llama.cpp/HEAD"
@@ -72,7 +72,7 @@ def main() -> int:
     if after == before:
         return 0
     if options.check:
-        sys.stderr.write(f"{pins_file()} is out of date: run scripts/update_pins\n")
+        sys.stderr.write(f"{pins_file()} is out of date: run scripts/update_pins.py\n")
         return 1
     pins_file().write_text(after, encoding="utf-8")
     return 0

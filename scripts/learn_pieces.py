@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Learn the synthetic models' word pieces and write src/turboprefill/demo/pieces.txt.
+"""Learn the synthetic models' word pieces and write src/turboprefill/synth/pieces.txt.
 
 Byte-pair merges over the demo's text and a list of frequent English words. Needs nothing but Python; run it only
 to change the vocabulary: all synthetic models change with it.
@@ -12,7 +12,7 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-DEMO = Path(__file__).resolve().parent.parent / "src/turboprefill/demo"
+PACKAGE = Path(__file__).resolve().parent.parent / "src/turboprefill"
 N_PIECES = 1694  # fills a vocabulary of 2,048
 
 FREQUENT = """
@@ -38,7 +38,7 @@ summer winter spring autumn window bread coffee horse ship train road village ma
 
 
 def words() -> Counter[tuple[str, ...]]:
-    text = (DEMO / "prompt.txt").read_text(encoding="utf-8")
+    text = (PACKAGE / "demo/prompt.txt").read_text(encoding="utf-8")
     counts = Counter(re.findall(r" ?[A-Za-z]+", text))
     counts.update({f" {word}": 3 for word in FREQUENT})
     counts.update({f" {word.capitalize()}": 1 for word in FREQUENT})
@@ -56,7 +56,8 @@ def merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def main() -> None:
-    counts, pieces = words(), []
+    counts = words()
+    pieces: list[str] = []
     while len(pieces) < N_PIECES:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, n in counts.items():
@@ -65,7 +66,7 @@ def main() -> None:
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         pieces.append("".join(best))
         counts = Counter({merge(word, best): n for word, n in counts.items()})
-    (DEMO / "pieces.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    (PACKAGE / "synth/pieces.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from turboprefill.progress import Advance
-from turboprefill.tool_errors import ToolError
+from turboprefill.tools.errors import ToolError
+from turboprefill.tools.progress import Advance
 
 __all__ = ["ARCHIVE_SUFFIXES", "extract_tree"]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from turboprefill.tool_errors import ToolError
+from turboprefill.tools.errors import ToolError
 
 __all__ = ["Captured", "CommandFailedError", "capture", "children_end", "run"]
 

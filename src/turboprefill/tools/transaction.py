@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from turboprefill.tool_errors import RefusedError
+from turboprefill.tools.errors import RefusedError
 
 __all__ = ["Transaction", "transaction"]
 

@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from turboprefill import gitrepo
-from turboprefill.archives import ARCHIVE_SUFFIXES, extract_tree
-from turboprefill.download import fetch_sdist
-from turboprefill.hooktext import sha256_lf
-from turboprefill.pins import Base, Pins, load_pins
-from turboprefill.process import children_end
-from turboprefill.progress import Progress, Silent
-from turboprefill.tool_errors import DownloadError, RefusedError, ToolError
-from turboprefill.tree import Tree, match_base
+from turboprefill.tools import gitrepo
+from turboprefill.tools.archives import ARCHIVE_SUFFIXES, extract_tree
+from turboprefill.tools.download import fetch_sdist
+from turboprefill.tools.errors import DownloadError, RefusedError, ToolError
+from turboprefill.tools.hooktext import sha256_lf
+from turboprefill.tools.pins import Base, Pins, load_pins
+from turboprefill.tools.process import children_end
+from turboprefill.tools.progress import Progress, Silent
+from turboprefill.tools.tree import Tree, match_base
 
 __all__ = ["Checkout", "checkout"]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from turboprefill.hooktext import TAG, comment_prefix, parse, render, sha256_lf, strip
-from turboprefill.pins import Base, Pins
-from turboprefill.tool_errors import RefusedError
+from turboprefill.tools.errors import RefusedError
+from turboprefill.tools.hooktext import TAG, comment_prefix, parse, render, sha256_lf, strip
+from turboprefill.tools.pins import Base, Pins
 
 __all__ = ["BaseMatch", "Tree", "match_base"]
 
