@@ -34,6 +34,15 @@ enum llama_pooling_type pooling_from(const std::string & name) {
     throw invalid_input("pooling is '" + name + "'; expected 'default', 'none', 'mean', 'cls', 'last' or 'rank'");
 }
 
+// for the results of the last decode, also where nothing is in flight behind them
+int32_t wait_for_results(llama_context * ctx) {
+    int32_t status = 0;
+    if (!llama_turboprefill_synchronize_results(ctx, &status) && status == 0) {
+        status = llama_turboprefill_synchronize(ctx);
+    }
+    return status;
+}
+
 ggml_type type_from(const std::string & name) {
     for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
         const char * type_name = ggml_type_name((ggml_type) i);
@@ -190,7 +199,7 @@ int32_t context::synchronize() {
 
 int32_t context::results() {
     use u(*this);
-    const int32_t ret = llama_turboprefill_results(*u);
+    const int32_t ret = wait_for_results(*u);
     u.native->abort.rethrow();
     return ret;
 }
@@ -248,7 +257,7 @@ py::array context::seq_embeddings(llama_seq_id seq_id) {
     std::vector<float> data;
     {
         use u(*this);
-        llama_turboprefill_results(*u);
+        wait_for_results(*u);
         u.native->abort.rethrow();
         const auto * model = u.native->model.get();
         const bool rank = llama_pooling_type(*u) == LLAMA_POOLING_TYPE_RANK;

@@ -84,8 +84,8 @@ def test_a_device_that_stalls_is_named_until_it_goes_on(model_file, virtual_name
             assert got == [want]
             context.synchronize()
     said = "\n".join(record.getMessage() for record in caplog.records)
-    assert "nothing has moved for" in said
-    assert "it goes on after" in said
+    assert "no progress for" in said
+    assert "progress again after" in said
 
 
 @pytest.mark.usefixtures("repaired")

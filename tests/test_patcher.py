@@ -242,7 +242,8 @@ class TestUpgrade:
             {"file": "include/llama.h", "anchor": "#pragma once", "where": "after", "lines": ["old();"], "why": "w"}
         ]
         own = {"include/turboprefill.h": OWN["include/turboprefill.h"], "src/turboprefill-old.cpp": "int old;\n"}
-        return make_overlay(tmp_path / "older", "0.9.0", hooks=[*hooks, *HOOKS[:1]], own=own)
+        compiled = {**HOOKS[0], "lines": ["    turboprefill-old.cpp"]}
+        return make_overlay(tmp_path / "older", "0.9.0", hooks=[*hooks, compiled], own=own)
 
     def test_the_result_is_that_of_a_fresh_install(self, tree: Path, older: Overlay, overlay: Overlay) -> None:
         fresh = shutil.copytree(tree, tree.with_name("fresh"))

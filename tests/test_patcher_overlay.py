@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import itertools
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from toytree import HOOKED, make_overlay
+from toytree import HOOKED, OWN, make_overlay
 from turboprefill.paths import cache_dir, overlay_dir
 from turboprefill.tools import patcher
 from turboprefill.tools.download import fetch_sdist
@@ -43,24 +44,21 @@ def test_a_hook_against_the_rules_is_named(tmp_path: Path, change: dict[str, Any
         make_overlay(tmp_path, hooks=[{**HOOK, **change}])
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("src/other.cpp", "'turboprefill' in it"),
-        ("../turboprefill.h", "relative path"),
-        ("turboprefill.bin", "comment"),
-    ],
-)
-def test_an_own_file_against_the_rules_is_named(tmp_path: Path, name: str, message: str) -> None:
+def test_an_own_file_that_could_not_be_found_again_is_named(tmp_path: Path) -> None:
     (tmp_path / "overlay").mkdir()
-    with pytest.raises(ToolError, match=message):
-        make_overlay(tmp_path / "overlay", own={name: "\n"})
+    with pytest.raises(ToolError, match=r"file src/other\.cpp: must have 'turboprefill' in its path"):
+        make_overlay(tmp_path / "overlay", own={**OWN, "src/other.cpp": "\n"})
 
 
-def test_a_missing_own_file_is_named(tmp_path: Path) -> None:
+def test_only_sources_are_installed(tmp_path: Path) -> None:
+    overlay = make_overlay(tmp_path, own={**OWN, "README.md": "\n", "turboprefill.bin": "\n"})
+    assert set(overlay.own) == set(OWN)
+
+
+def test_an_own_file_that_hooks_name_and_that_is_missing_is_named(tmp_path: Path) -> None:
     make_overlay(tmp_path)
     (tmp_path / "src/turboprefill.cpp").unlink()
-    with pytest.raises(ToolError, match=r"src/turboprefill\.cpp: No such file"):
+    with pytest.raises(ToolError, match=r"file turboprefill\.cpp: a hook names it"):
         load_overlay(tmp_path)
 
 
@@ -95,11 +93,27 @@ def test_the_pins_have_a_hash_for_every_hooked_file() -> None:
 
 
 @needs_overlay
-def test_every_file_of_the_overlay_is_listed_in_its_index() -> None:
-    folder = overlay_dir()
-    listed = {entry["source"] for entry in json.loads((folder / "hooks.json").read_text())["files"]}
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert present - {"hooks.json"} == listed
+def test_every_file_of_the_overlay_is_compiled_or_included() -> None:
+    overlay = load_overlay()
+    lines = [line for hook in overlay.hooks for line in hook.lines]
+    text = "\n".join([*lines, *(data.decode() for data in overlay.own.values())])
+    unused = [
+        path for path in overlay.own if not re.search(rf'(?:^|[\s"]){re.escape(Path(path).name)}(?:$|[\s"])', text)
+    ]
+    assert unused == []
+
+
+@needs_overlay
+def test_the_hooks_are_in_the_order_of_the_files_that_they_go_into() -> None:
+    """As far as it shows without the source: all hooks of a file stand together."""
+    files = [hook.file for hook in load_overlay().hooks]
+    assert len(set(files)) == len([file for file, _ in itertools.groupby(files)])
+
+
+@needs_overlay
+def test_every_hook_says_why_in_words_of_its_own() -> None:
+    unclear = r"as (above|below|before)\b|\b(next|last) hooks?\b|hooks? (below|above)"
+    assert [hook.why for hook in load_overlay().hooks if not hook.why or re.search(unclear, hook.why)] == []
 
 
 @needs_overlay
@@ -110,8 +124,23 @@ def test_the_overlay_goes_in_and_out_of_the_real_tree(base: Base, tmp_path: Path
         pytest.skip("the archive is not in the cache")
     fetch_sdist(base.sdist, Silent())
     tree = checkout(tmp_path / "llama.cpp", source="pypi", commit=base.name).root
+    if base == load_pins().default:
+        _check_order(tree)
     patcher.install(tree)
     assert patcher.status(tree).up_to_date
     patcher.uninstall(tree)
     found = subprocess.run(["git", "-C", tree, "status", "--porcelain", "--ignored"], capture_output=True, check=True)
     assert found.stdout == b""
+
+
+def _check_order(tree: Path) -> None:
+    """In the default version hooks are in the order of lines, and the function that each names begins above it."""
+    last = ("", 0)
+    for hook in load_overlay().hooks:
+        lines = (tree / hook.file).read_text(encoding="utf-8").splitlines()
+        place = next((i for i, line in enumerate(lines, 1) if hook.anchor and hook.anchor in line), len(lines) + 1)
+        if hook.file == last[0]:
+            assert place >= last[1], hook
+        name = hook.function.rpartition("::")[2]
+        assert not name or any(re.search(rf"\b{name}\b", line) for line in lines[:place]), hook
+        last = (hook.file, place)

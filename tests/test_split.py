@@ -37,7 +37,7 @@ def load(virtual_names, configure, model_file, monkeypatch, caplog):
 
 def counts(lines: list[str]) -> list[int]:
     """Units per device that the log tells of; the output is the last unit."""
-    found = [match[1] for line in lines if (match := re.search(r"layers per device ([\d,]+),", line))]
+    found = [match[1] for line in lines if (match := re.search(r"layers per device: ([\d,]+) ", line))]
     return [int(count) for count in found[0].split(",")] if found else []
 
 

@@ -161,7 +161,7 @@ def check(bench: Bench, fault: str, device: int, ubatch: int, caplog: pytest.Log
     assert go_on(bench.sibling) == bench.want
     if not bench.turboprefill:
         return kept, ubatch - 1
-    (found,) = re.findall(r"stage on (\w+) failed at ubatch (\d+)", log)
+    (found,) = re.findall(r"device (\w+) failed at ubatch (\d+)", log)
     assert found[0] == f"VIRT{device}"
     assert bench.context.stats().n_ubatches_pipelined > n_before
     failed = int(found[1]) - n_before

@@ -68,10 +68,7 @@ def make_overlay(
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.replace("{version}", version))
-    index = {
-        "files": [{"source": name, "target": name} for name in own],
-        "hooks": HOOKS if hooks is None else hooks,
-    }
+    index = {"hooks": HOOKS if hooks is None else hooks}
     (folder / "hooks.json").write_text(json.dumps(index))
     return load_overlay(folder)
 

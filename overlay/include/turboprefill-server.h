@@ -4,13 +4,14 @@
 // for it. While nobody generates, the logits are kept instead, and sampled from when the next batch is on its way. A user
 // who generates needs his token for that batch: then nothing is kept.
 //
-// Included by server-context.cpp behind struct server_slot.
+// Included by server-context.cpp between struct server_slot and struct server_context_impl, which each function is given.
 
 #pragma once
 
 #include "turboprefill.h"
 
 #include <deque>
+#include <exception>
 #include <utility>
 #include <vector>
 
@@ -23,8 +24,10 @@ public:
     ~llama_turboprefill_server() { drop_all(); }
 
     // The logits of a batch, of n_tokens from off on, that was just decoded. true: kept, nobody need wait for them now
-    bool keep(llama_context * ctx, std::vector<server_slot> & slots, int32_t n_tokens, int32_t off) {
-        llama_turboprefill_rows * rows = may_wait(ctx, slots) ? llama_turboprefill_hold_logits(ctx) : nullptr;
+    template <typename Server>
+    bool keep(Server & server, int32_t n_tokens, int32_t off) {
+        std::vector<server_slot> & slots = server.slots;
+        llama_turboprefill_rows * rows = may_wait(server.ctx_tgt, slots) ? llama_turboprefill_hold_logits(server.ctx_tgt) : nullptr;
         if (rows == nullptr) {
             return false;
         }
@@ -40,80 +43,81 @@ public:
         return true;
     }
 
-    // Of the batches before the one that was just decoded: post_decode(n_tokens, off) finds the slots and the results as they
-    // were after each. wait(f) calls f, which may take its time. false: a device failed, all slots were given to abort(reason)
-    template <typename PostDecode, typename Abort, typename Wait>
-    bool finish(llama_context * ctx, std::vector<server_slot> & slots, PostDecode && post_decode, Abort && abort, Wait && wait) {
+    // Of the batches before the one that was just decoded: post_decode() finds the slots and the results as they were after
+    // each. false: a device failed, and all slots were aborted
+    template <typename Server>
+    bool finish(Server & server) {
         const size_t n_left = std::exchange(n_new, 0);
         while (batches.size() > n_left) {
             const kept batch = std::move(batches.front());
             batches.pop_front();
 
-            in_use use(ctx, batch, slots, finishing);
+            in_use use(server.ctx_tgt, batch, server.slots, finishing);
             if (use.n_ends == 0) {
                 continue;
             }
-            wait([&] { use.ok = llama_turboprefill_use_rows(batch.rows, 0); });
+            server.queue_tasks.yield_to_queue([&] { use.ok = llama_turboprefill_use_rows(batch.rows, 0); });
             if (!use.ok) {
-                fail(ctx, slots, abort);
+                fail(server);
                 return false;
             }
-            post_decode(batch.n_tokens, batch.off);
+            server.post_decode(batch.n_tokens, batch.off);
         }
         return true;
+    }
+
+    // The same where no batch comes behind them after all
+    template <typename Server>
+    void finish_last(Server & server) {
+        try {
+            finish(server);
+        } catch (const std::exception & err) {
+            server.abort_all_slots(err.what());
+        }
     }
 
     // whether post_decode() is that of an earlier batch: clients were told of their progress then
     bool finishes() const { return finishing; }
 
     // Nobody asks for anything: a fault that is found now concerns nobody, but for what slots believe to have in memory.
-    void rest(llama_context * ctx, std::vector<server_slot> & slots) {
+    template <typename Server>
+    void rest(Server & server) {
+        llama_context * ctx = server.ctx_tgt;
         drop_all();
         if (!llama_turboprefill_enabled(ctx)) {
             return;
         }
         if (llama_turboprefill_synchronize(ctx) != 0) {
-            forget(ctx, slots);
+            forget(server);
         }
         llama_turboprefill_report(ctx); // what was done until now, such as warming up, is not the next prompt's
     }
 
     // After a fault, when all slots have been released: whose tokens are no longer in memory. Upstream only thinks of slots
     // that were at work, but ubatches of a request that was cancelled may have been in flight.
-    void forget(llama_context * ctx, std::vector<server_slot> & slots) {
+    template <typename Server>
+    void forget(Server & server) {
+        llama_context * ctx = server.ctx_tgt;
         if (!llama_turboprefill_enabled(ctx)) {
             return;
         }
         failed(ctx); // this is what comes of it
-        for (auto & slot : slots) {
+        for (auto & slot : server.slots) {
             if (!slot.is_processing() && llama_memory_seq_pos_max(llama_get_memory(ctx), slot.id) < slot.prompt.tokens.pos_next() - 1) {
                 slot.prompt_clear();
             }
         }
     }
 
-    // whether a device has failed since somebody asked
-    bool failed(const llama_context * ctx) {
-        const int64_t n = llama_turboprefill_get_stats(ctx).n_faults;
-        return std::exchange(n_faults, n) < n;
-    }
-
-    // As the server does when llama_decode() returns an error
-    template <typename Abort>
-    void fail(llama_context * ctx, std::vector<server_slot> & slots, Abort && abort) {
-        drop_all();
-        std::vector<server_slot *> at_work;
-        for (auto & slot : slots) {
-            if (slot.is_processing()) {
-                at_work.push_back(&slot);
-            }
+    // After an image could not be decoded. true: a device had failed before, maybe at somebody else's tokens: all were aborted
+    template <typename Server>
+    bool image_failed(Server & server) {
+        if (!failed(server.ctx_tgt)) {
+            return false;
         }
-        abort("Compute error.");
-        for (auto * slot : at_work) {
-            slot->prompt_clear();
-        }
-        llama_turboprefill_synchronize(ctx); // that was the report of the failure
-        forget(ctx, slots);
+        fail(server);
+        server.batch.clear();
+        return true;
     }
 
 private:
@@ -129,6 +133,30 @@ private:
         int32_t                    off;
         std::vector<end_of_prompt> ends;
     };
+
+    // whether a device has failed since this was asked last
+    bool failed(const llama_context * ctx) {
+        const int64_t n = llama_turboprefill_get_stats(ctx).n_faults;
+        return std::exchange(n_faults, n) < n;
+    }
+
+    // as the server does when llama_decode() returns an error
+    template <typename Server>
+    void fail(Server & server) {
+        drop_all();
+        std::vector<server_slot *> at_work;
+        for (auto & slot : server.slots) {
+            if (slot.is_processing()) {
+                at_work.push_back(&slot);
+            }
+        }
+        server.abort_all_slots("Compute error.");
+        for (auto * slot : at_work) {
+            slot->prompt_clear();
+        }
+        llama_turboprefill_synchronize(server.ctx_tgt); // that was the report of the failure
+        forget(server);
+    }
 
     std::deque<kept> batches;
     size_t           n_new     = 0; // of them: the batch that was just decoded

@@ -8,7 +8,7 @@
 #include <exception>
 
 void llama_turboprefill_set_auto_ubatch(llama_context * ctx, float overhead) {
-    llama_turboprefill::make(*ctx).ubatch_overhead = overhead < 0 ? turboprefill_guess_ubatch_overhead(ctx->get_model()) : overhead;
+    llama_turboprefill::make(*ctx).ubatch_overhead = overhead < 0 ? llama_turboprefill_guess_ubatch_overhead(ctx->get_model()) : overhead;
 }
 
 void llama_turboprefill_set_enabled(llama_context * ctx, bool enabled) {
@@ -21,7 +21,7 @@ void llama_turboprefill_set_enabled(llama_context * ctx, bool enabled) {
 
 bool llama_turboprefill_enabled(const llama_context * ctx) {
     const auto * tp = llama_turboprefill::get(*ctx);
-    return tp ? tp->enabled : turboprefill_env_enabled();
+    return tp ? tp->enabled : llama_turboprefill_env_enabled();
 }
 
 int32_t llama_turboprefill_synchronize(llama_context * ctx) {
@@ -33,10 +33,6 @@ bool llama_turboprefill_synchronize_results(llama_context * ctx, int32_t * statu
     return tp && tp->wait_results(status);
 }
 
-int32_t llama_turboprefill_results(llama_context * ctx) {
-    return llama_turboprefill::make(*ctx).results();
-}
-
 void llama_turboprefill_set_interrupt(llama_context * ctx, llama_turboprefill_interrupt callback, void * data) {
     auto & tp = llama_turboprefill::make(*ctx);
     tp.interrupt      = callback;
@@ -46,7 +42,7 @@ void llama_turboprefill_set_interrupt(llama_context * ctx, llama_turboprefill_in
 int64_t llama_turboprefill_stuck_us(const llama_context * ctx, char * text, size_t n) {
     std::string what;
     const auto * tp = ctx ? llama_turboprefill::get(*ctx) : nullptr;
-    const int64_t t_us = tp || !ctx ? turboprefill_stuck_us(tp ? tp->health.get() : nullptr, what) : 0;
+    const int64_t t_us = tp || !ctx ? ggml_turboprefill_stuck_us(tp ? tp->health.get() : nullptr, what) : 0;
     if (n > 0) {
         text[what.copy(text, n - 1)] = 0;
     }
@@ -72,13 +68,13 @@ llama_turboprefill_stats llama_turboprefill_get_stats(const llama_context * ctx)
     }
     llama_turboprefill_stats stats = tp->stats;
     if (tp->engine) {
-        const turboprefill_engine_stats engine = turboprefill_get_stats(tp->engine);
-        stats.t_slot_wait_us = engine.waits[TURBOPREFILL_CAUSE_SLOT].t_us;
+        const ggml_turboprefill_engine_stats engine = ggml_turboprefill_get_stats(tp->engine);
+        stats.t_slot_wait_us = engine.waits[GGML_TURBOPREFILL_CAUSE_SLOT].t_us;
         stats.n_bytes_moved  = engine.n_bytes_moved;
         stats.mem_host       = engine.mem_host + tp->graph_bytes();
         stats.mem_device     = engine.mem_device;
         stats.n_slots        = engine.n_slots;
-        stats.n_stages       = turboprefill_get_stages(tp->engine).size();
+        stats.n_stages       = ggml_turboprefill_get_stages(tp->engine).size();
     }
     return stats;
 }
@@ -90,17 +86,17 @@ void llama_turboprefill_reset_stats(llama_context * ctx) {
 }
 
 int32_t llama_turboprefill_n_waits(void) {
-    return TURBOPREFILL_N_CAUSES;
+    return GGML_TURBOPREFILL_N_CAUSES;
 }
 
 bool llama_turboprefill_get_wait(const llama_context * ctx, int32_t i, llama_turboprefill_wait * wait) {
-    if (i < 0 || i >= TURBOPREFILL_N_CAUSES) {
+    if (i < 0 || i >= GGML_TURBOPREFILL_N_CAUSES) {
         return false;
     }
-    const auto cause = (turboprefill_cause) i;
+    const auto cause = (ggml_turboprefill_cause) i;
     const auto * tp = llama_turboprefill::get(*ctx);
-    const turboprefill_wait_stats stats = tp ? tp->get_wait(cause) : turboprefill_wait_stats {};
-    *wait = { turboprefill_cause_name(cause), stats.n, stats.t_us };
+    const ggml_turboprefill_wait_stats stats = tp ? tp->get_wait(cause) : ggml_turboprefill_wait_stats {};
+    *wait = { ggml_turboprefill_cause_name(cause), stats.n, stats.t_us };
     return true;
 }
 
@@ -113,7 +109,7 @@ bool llama_turboprefill_get_stage(const llama_context * ctx, int32_t i, llama_tu
     if (!tp || !tp->engine) {
         return false;
     }
-    const auto stages = turboprefill_get_stages(tp->engine);
+    const auto stages = ggml_turboprefill_get_stages(tp->engine);
     if (i < 0 || (size_t) i >= stages.size()) {
         return false;
     }
@@ -127,24 +123,24 @@ bool llama_turboprefill_get_stage(const llama_context * ctx, int32_t i, llama_tu
 //
 
 void llama_turboprefill::trace_start() {
-    drain(TURBOPREFILL_CAUSE_SETTING);
+    drain(GGML_TURBOPREFILL_CAUSE_SETTING);
     if (trace) {
-        turboprefill_sched_set_trace(ctx.sched.get(), nullptr);
-        turboprefill_trace_free(trace);
+        ggml_turboprefill_sched_set_trace(ctx.sched.get(), nullptr);
+        ggml_turboprefill_trace_free(trace);
     }
     spans.clear();
-    trace = turboprefill_trace_new();
+    trace = ggml_turboprefill_trace_new();
     if (ctx.sched) {
-        turboprefill_sched_set_trace(ctx.sched.get(), trace);
+        ggml_turboprefill_sched_set_trace(ctx.sched.get(), trace);
     }
 }
 
 size_t llama_turboprefill::trace_stop() {
     if (trace) {
         ctx.synchronize();
-        turboprefill_sched_set_trace(ctx.sched.get(), nullptr);
-        spans = turboprefill_trace_spans(trace);
-        turboprefill_trace_free(trace);
+        ggml_turboprefill_sched_set_trace(ctx.sched.get(), nullptr);
+        spans = ggml_turboprefill_trace_spans(trace);
+        ggml_turboprefill_trace_free(trace);
         trace = nullptr;
     }
     return spans.size();

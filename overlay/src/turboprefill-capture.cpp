@@ -2,7 +2,7 @@
 //
 // process() captures, the caller asks for results, submit() hands over to the workers.
 
-#include "turboprefill-impl.h"
+#include "turboprefill-compat.h"
 #include "turboprefill-mask.h"
 
 #include "llama-impl.h"
@@ -14,17 +14,17 @@ void llama_turboprefill::choose_ubatch() {
         return;
     }
     // generation, or what a draft model has proposed; and snapshots of recurrent states bound the size from below
-    if (ctx.balloc->get_n_outputs() == ctx.balloc->get_n_tokens() || has_snapshots(ctx.cparams, 0)) {
+    if (ctx.balloc->get_n_outputs() == ctx.balloc->get_n_tokens() || compat::has_snapshots(ctx.cparams)) {
         return;
     }
-    if (turboprefill_idle(engine)) {
+    if (ggml_turboprefill_idle(engine)) {
         n_tokens_begun = 0;
     }
     // a prompt in several calls keeps the pipeline filled between them: that is paid for once
     n_tokens_begun += ctx.balloc->get_n_tokens();
 
     n_ubatch = ctx.cparams.n_ubatch;
-    ctx.cparams.n_ubatch = turboprefill_choose_ubatch(n_tokens_begun, n_devices, n_ubatch, ubatch_overhead);
+    ctx.cparams.n_ubatch = llama_turboprefill_choose_ubatch(n_tokens_begun, n_devices, n_ubatch, ubatch_overhead);
 }
 
 void llama_turboprefill::restore_ubatch() {
@@ -39,7 +39,7 @@ const char * llama_turboprefill::why_not(const llama_ubatch & ubatch, llm_graph_
         return why_no_engine.c_str();
     }
     if (!mctx || (gtype != LLM_GRAPH_TYPE_DEFAULT && gtype != LLM_GRAPH_TYPE_DECODER)) {
-        return "the graph is not that of a decoder";
+        return "the graph is not a decoder's";
     }
     if (ctx.cparams.cb_eval) {
         return "an evaluation callback is set";
@@ -50,7 +50,7 @@ const char * llama_turboprefill::why_not(const llama_ubatch & ubatch, llm_graph_
     const uint32_t n_tokens_all = ctx.balloc->get_n_tokens();
     const bool generation = ubatch.n_tokens > 1 && ubatch.n_seqs_unq == ubatch.n_tokens;
     const bool several = !generation && (n_tokens_all > ctx.cparams.n_ubatch || (n_tokens_all > ubatch.n_tokens && ubatch.n_seq_tokens > 1));
-    if (!several && !more_to_come && turboprefill_idle(engine)) {
+    if (!several && !more_to_come && ggml_turboprefill_idle(engine)) {
         return "the batch is a single ubatch and nothing is in flight";
     }
     return nullptr;
@@ -64,7 +64,7 @@ void llama_turboprefill::count_standard(const llama_ubatch & ubatch, const char 
 }
 
 // builds the graph and takes it out of the scheduler
-turboprefill_capture_status llama_turboprefill::capture_graph(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, llm_graph_result * res, bool may_plan, const char ** why) {
+ggml_turboprefill_capture_status llama_turboprefill::capture_graph(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, llm_graph_result * res, bool may_plan, const char ** why) {
     res->reset();
     ggml_backend_sched_set_eval_callback(ctx.sched.get(), ctx.cparams.cb_eval, ctx.cparams.cb_eval_user_data);
 
@@ -72,31 +72,31 @@ turboprefill_capture_status llama_turboprefill::capture_graph(const llama_ubatch
     if (!gf) {
         LLAMA_LOG_ERROR("%s: failed to initialize graph\n", __func__);
         cancel();
-        return TURBOPREFILL_CAPTURE_ALLOC_FAILED;
+        return GGML_TURBOPREFILL_CAPTURE_ALLOC_FAILED;
     }
-    return turboprefill_capture_graph(engine, slot, gf, may_plan, why);
+    return ggml_turboprefill_capture_graph(engine, slot, gf, may_plan, why);
 }
 
 llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret) {
-    auto & entry = entries[turboprefill_slot_index(slot)];
+    auto & entry = entries[ggml_turboprefill_slot_index(slot)];
 
     auto * res = entry.res.get();
     entry.ubatch   = ubatch;
-    entry.i_ubatch = turboprefill_slot_ubatch(slot);
+    entry.i_ubatch = ggml_turboprefill_slot_ubatch(slot);
 
-    forget_graph(ctx, 0);
+    compat::forget_graph(ctx);
 
-    turboprefill_capture_begin(engine, slot);
+    ggml_turboprefill_capture_begin(engine, slot);
 
     const char * why = nullptr;
-    turboprefill_capture_status status = capture_graph(ubatch, gtype, mctx, res, /*.may_plan =*/ false, &why);
-    for (int i = 0; status == TURBOPREFILL_CAPTURE_NO_PLAN; ++i) {
+    ggml_turboprefill_capture_status status = capture_graph(ubatch, gtype, mctx, res, /*.may_plan =*/ false, &why);
+    for (int i = 0; status == GGML_TURBOPREFILL_CAPTURE_NO_PLAN; ++i) {
         const bool guessed = plan_kind_of(ubatch, gtype, i);
         status = capture_graph(ubatch, gtype, mctx, res, /*.may_plan =*/ !guessed, &why);
     }
 
     switch (status) {
-        case TURBOPREFILL_CAPTURE_OK:
+        case GGML_TURBOPREFILL_CAPTURE_OK:
             {
                 const llama_turboprefill_masks masks;
                 res->set_inputs(&ubatch);
@@ -107,8 +107,8 @@ llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_
                 ret = GGML_STATUS_SUCCESS;
                 return res;
             }
-        case TURBOPREFILL_CAPTURE_NO_PLAN:
-        case TURBOPREFILL_CAPTURE_ALLOC_FAILED:
+        case GGML_TURBOPREFILL_CAPTURE_NO_PLAN:
+        case GGML_TURBOPREFILL_CAPTURE_ALLOC_FAILED:
             {
                 LLAMA_LOG_ERROR("%s: failed to allocate graph\n", __func__);
                 entry.i_ubatch = -1;
@@ -116,7 +116,7 @@ llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_
                 ret  = GGML_STATUS_ALLOC_FAILED;
                 return nullptr;
             }
-        case TURBOPREFILL_CAPTURE_NOT_ELIGIBLE:
+        case GGML_TURBOPREFILL_CAPTURE_NOT_ELIGIBLE:
             break;
     }
 
@@ -124,7 +124,7 @@ llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_
     entry.i_ubatch = -1;
     slot = nullptr;
     count_standard(ubatch, why);
-    drain(TURBOPREFILL_CAUSE_GRAPH);
+    drain(GGML_TURBOPREFILL_CAUSE_GRAPH);
     if (status_late != GGML_STATUS_SUCCESS) {
         ret = take_late(); // the tokens before these are gone
         return nullptr;
@@ -140,8 +140,8 @@ void llama_turboprefill::cancel() {
     if (!slot) {
         return;
     }
-    turboprefill_cancel(engine, slot);
-    entries[turboprefill_slot_index(slot)].i_ubatch = -1;
+    ggml_turboprefill_cancel(engine, slot);
+    entries[ggml_turboprefill_slot_index(slot)].i_ubatch = -1;
     slot = nullptr;
 }
 
@@ -152,14 +152,14 @@ bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gty
     if (status_late != GGML_STATUS_SUCCESS) {
         // a device failed after this decode had begun: the tokens before these are gone
         if (engine) {
-            turboprefill_drain(engine, TURBOPREFILL_CAUSE_FAULT);
+            ggml_turboprefill_drain(engine, GGML_TURBOPREFILL_CAUSE_FAULT);
         }
         ret = take_late();
         res = nullptr;
         return true;
     }
     if (interrupt && interrupt(interrupt_data)) {
-        drain(TURBOPREFILL_CAUSE_ABORT); // upstream removes from memory what comes after these
+        drain(GGML_TURBOPREFILL_CAUSE_ABORT); // upstream removes from memory what comes after these
         ret = status_late != GGML_STATUS_SUCCESS ? take_late() : GGML_STATUS_ABORTED;
         res = nullptr;
         return true;
@@ -173,7 +173,7 @@ bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gty
     }
 
     res  = nullptr;
-    slot = turboprefill_acquire(engine);
+    slot = ggml_turboprefill_acquire(engine);
     if (!slot) {
         note_late(recover());
         ret = take_late();
@@ -184,10 +184,10 @@ bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gty
 
     if (!mctx->apply()) {
         LLAMA_LOG_ERROR("%s: failed to apply memory context\n", __func__);
-        turboprefill_cancel(engine, slot);
+        ggml_turboprefill_cancel(engine, slot);
         slot = nullptr;
         ret  = GGML_STATUS_FAILED;
-        turboprefill_drain(engine, TURBOPREFILL_CAUSE_FAULT);
+        ggml_turboprefill_drain(engine, GGML_TURBOPREFILL_CAUSE_FAULT);
         return true;
     }
 
@@ -199,7 +199,7 @@ bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gty
     }
     if (!res) {
         // upstream's error path returns from llama_decode: nothing may run on, not even the abort callback
-        turboprefill_drain(engine, TURBOPREFILL_CAUSE_FAULT);
+        ggml_turboprefill_drain(engine, GGML_TURBOPREFILL_CAUSE_FAULT);
     }
 
     stats.t_capture_us += ggml_time_us() - t_start_us;
@@ -210,13 +210,13 @@ void llama_turboprefill::submit() {
     if (!slot) {
         return;
     }
-    const bool batched = entries[turboprefill_slot_index(slot)].ubatch.n_tokens > 1;
+    const bool batched = entries[ggml_turboprefill_slot_index(slot)].ubatch.n_tokens > 1;
 
     const int         n_threads  = batched ? ctx.cparams.n_threads_batch : ctx.cparams.n_threads;
     ggml_threadpool_t threadpool = batched ? ctx.threadpool_batch        : ctx.threadpool;
 
     // what llama_context::graph_compute() does for all backends at once: here each is set by the thread that uses it
-    turboprefill_submit(engine, slot, [this, n_threads, threadpool](ggml_backend_t backend) {
+    ggml_turboprefill_submit(engine, slot, [this, n_threads, threadpool](ggml_backend_t backend) {
         if (backend == ctx.backend_cpu) {
             auto * reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend));
             auto * set_threadpool_fn = (void (*)(ggml_backend_t, ggml_threadpool_t)) ggml_backend_reg_get_proc_address(reg, "ggml_backend_cpu_set_threadpool");

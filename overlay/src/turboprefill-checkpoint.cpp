@@ -26,7 +26,7 @@ llama_turboprefill_read * llama_turboprefill::read_state(llama_seq_id seq_id, ll
         return nullptr;
     }
     submit();
-    if (turboprefill_idle(engine)) {
+    if (ggml_turboprefill_idle(engine)) {
         return nullptr;
     }
 #ifdef LLAMA_STATE_SEQ_FLAGS_ON_DEVICE
@@ -36,26 +36,26 @@ llama_turboprefill_read * llama_turboprefill::read_state(llama_seq_id seq_id, ll
 #endif
     auto read = std::make_unique<llama_turboprefill_read>();
 
-    std::vector<turboprefill_tensor_read> reads;
+    std::vector<ggml_turboprefill_tensor_read> reads;
     reading = true; // sizes and cells are what the host knows
     read->data.resize(ctx.state_seq_get_size(seq_id, flags));
-    turboprefill_record_reads(&reads);
+    ggml_turboprefill_record_reads(&reads);
     const size_t n = ctx.state_seq_get_data(seq_id, read->data.data(), read->data.size(), flags);
-    turboprefill_record_reads(nullptr);
+    ggml_turboprefill_record_reads(nullptr);
     reading = false;
     if (n == 0 || n != read->data.size()) {
         return nullptr;
     }
 
-    turboprefill_slot * slot_read = turboprefill_acquire(engine);
+    ggml_turboprefill_slot * slot_read = ggml_turboprefill_acquire(engine);
     if (!slot_read) {
         return nullptr; // a device failed: whoever waits next finds out
     }
-    const int64_t i_ubatch = turboprefill_slot_ubatch(slot_read);
-    auto & entry = entries[turboprefill_slot_index(slot_read)];
+    const int64_t i_ubatch = ggml_turboprefill_slot_ubatch(slot_read);
+    auto & entry = entries[ggml_turboprefill_slot_index(slot_read)];
     entry.ubatch   = {};
     entry.i_ubatch = i_ubatch;
-    if (!turboprefill_submit_reads(engine, slot_read, reads)) {
+    if (!ggml_turboprefill_submit_reads(engine, slot_read, reads)) {
         entry.i_ubatch = -1;
         return nullptr;
     }
@@ -68,7 +68,7 @@ llama_turboprefill_read * llama_turboprefill::read_state(llama_seq_id seq_id, ll
 
 void llama_turboprefill::read_finish(llama_turboprefill_read & read) {
     if (read.i_engine == i_engine) {
-        wait(read.i_ubatch, TURBOPREFILL_CAUSE_STATE);
+        wait(read.i_ubatch, GGML_TURBOPREFILL_CAUSE_STATE);
     }
     reads_held.erase(std::remove(reads_held.begin(), reads_held.end(), &read), reads_held.end());
 }

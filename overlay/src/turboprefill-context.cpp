@@ -17,7 +17,7 @@ static std::mutex                     & g_turboprefill_mutex = *new std::mutex;
 static std::set<llama_turboprefill *> & g_turboprefill_all   = *new std::set<llama_turboprefill *>;
 
 llama_turboprefill::llama_turboprefill(llama_context & ctx) : ctx(ctx) {
-    ubatch_overhead = turboprefill_default_ubatch_overhead(ctx.get_model());
+    ubatch_overhead = llama_turboprefill_default_ubatch_overhead(ctx.get_model());
     std::lock_guard<std::mutex> lock(g_turboprefill_mutex);
     g_turboprefill_all.insert(this);
 }
@@ -27,11 +27,11 @@ llama_turboprefill::~llama_turboprefill() {
         std::lock_guard<std::mutex> lock(g_turboprefill_mutex);
         g_turboprefill_all.erase(this);
     }
-    turboprefill_engine_free(engine);
-    turboprefill_parts_free(parts);
+    ggml_turboprefill_engine_free(engine);
+    ggml_turboprefill_parts_free(parts);
     if (trace) {
-        turboprefill_sched_set_trace(ctx.sched.get(), nullptr);
-        turboprefill_trace_free(trace);
+        ggml_turboprefill_sched_set_trace(ctx.sched.get(), nullptr);
+        ggml_turboprefill_trace_free(trace);
     }
 }
 
@@ -95,13 +95,13 @@ int32_t llama_turboprefill_decode_end(llama_context & ctx) {
 
 void llama_turboprefill_before_setting(llama_context & ctx) {
     if (auto * tp = llama_turboprefill::get(ctx)) {
-        tp->drain(TURBOPREFILL_CAUSE_SETTING);
+        tp->drain(GGML_TURBOPREFILL_CAUSE_SETTING);
     }
 }
 
 void llama_turboprefill_before_synchronize(llama_context & ctx) {
     if (auto * tp = llama_turboprefill::get(ctx)) {
-        tp->drain(TURBOPREFILL_CAUSE_SYNCHRONIZE);
+        tp->drain(GGML_TURBOPREFILL_CAUSE_SYNCHRONIZE);
     }
 }
 
@@ -133,7 +133,7 @@ void llama_context::synchronize_results() {
     }
 }
 
-static llama_turboprefill * turboprefill_of_memory(const llama_memory_i * memory) {
+static llama_turboprefill * llama_turboprefill_of_memory(const llama_memory_i * memory) {
     std::lock_guard<std::mutex> lock(g_turboprefill_mutex);
     for (auto * tp : g_turboprefill_all) {
         if (tp->uses(memory)) {
@@ -144,15 +144,15 @@ static llama_turboprefill * turboprefill_of_memory(const llama_memory_i * memory
 }
 
 void llama_turboprefill_wait_memory(llama_memory_i * memory, llama_seq_id seq_id) {
-    if (auto * tp = turboprefill_of_memory(memory)) {
+    if (auto * tp = llama_turboprefill_of_memory(memory)) {
         tp->call_before_use(-1, 0);
-        tp->wait_seq(seq_id, TURBOPREFILL_CAUSE_MEMORY);
+        tp->wait_seq(seq_id, GGML_TURBOPREFILL_CAUSE_MEMORY);
     }
 }
 
 // Memories that only note which cells are free: whoever gets these writes after those who read them, on each device. Others,
 // such as DeepSeek V4's, clear parts of what the devices have.
-static bool turboprefill_removes_on_host(const llama_memory_i * memory) {
+static bool llama_turboprefill_removes_on_host(const llama_memory_i * memory) {
     return dynamic_cast<const llama_kv_cache         *>(memory) || dynamic_cast<const llama_kv_cache_iswa      *>(memory) ||
            dynamic_cast<const llama_memory_recurrent *>(memory) || dynamic_cast<const llama_memory_hybrid      *>(memory) ||
            dynamic_cast<const llama_memory_hybrid_iswa *>(memory);
@@ -160,19 +160,19 @@ static bool turboprefill_removes_on_host(const llama_memory_i * memory) {
 
 // cells that go make room for others: what comes after them would lie elsewhere. nothing goes before most batches
 void llama_turboprefill_before_remove(llama_memory_i * memory, llama_seq_id seq_id, llama_pos p0) {
-    auto * tp = turboprefill_of_memory(memory);
+    auto * tp = llama_turboprefill_of_memory(memory);
     if (!tp) {
         return;
     }
     const bool removes = seq_id < 0 || memory->seq_pos_max(seq_id) >= std::max(p0, 0);
-    if (removes && !turboprefill_removes_on_host(memory)) {
-        tp->drain(TURBOPREFILL_CAUSE_MEMORY);
+    if (removes && !llama_turboprefill_removes_on_host(memory)) {
+        tp->drain(GGML_TURBOPREFILL_CAUSE_MEMORY);
     }
     tp->call_before_use(removes ? -1 : seq_id, removes ? 0 : std::max(p0, 0));
 }
 
 void llama_turboprefill_clear_memory(llama_memory_i * memory) {
-    if (auto * tp = turboprefill_of_memory(memory)) {
+    if (auto * tp = llama_turboprefill_of_memory(memory)) {
         tp->call_before_use(-1, 0);
         tp->clear();
     }

@@ -2,7 +2,7 @@
 //
 // A fault may be found after its decode has returned: it is kept until a decode has reported it or the memory was cleared.
 
-#include "turboprefill-impl.h"
+#include "turboprefill-compat.h"
 
 #include "llama-impl.h"
 #include "llama-kv-cache-iswa.h"
@@ -19,15 +19,15 @@ ggml_status llama_turboprefill::recover() {
     if (!engine) {
         return GGML_STATUS_SUCCESS;
     }
-    const turboprefill_failure failure = turboprefill_get_failure(engine);
+    const ggml_turboprefill_failure failure = ggml_turboprefill_get_failure(engine);
     if (failure.status == GGML_STATUS_SUCCESS) {
         return GGML_STATUS_SUCCESS;
     }
 
-    turboprefill_drain(engine, TURBOPREFILL_CAUSE_FAULT);
+    ggml_turboprefill_drain(engine, GGML_TURBOPREFILL_CAUSE_FAULT);
 
     // a later ubatch may have failed first, and an earlier one after that
-    const turboprefill_failure first = turboprefill_get_failure(engine);
+    const ggml_turboprefill_failure first = ggml_turboprefill_get_failure(engine);
 
     fail_rows(first.ubatch);
     fail_reads(first.ubatch);
@@ -49,13 +49,13 @@ ggml_status llama_turboprefill::recover() {
     for (const auto & [seq_id, pos] : pos_min) {
         LLAMA_LOG_WARN("%s: removing memory module entries for seq_id = %d, pos = [%d, +inf)\n", __func__, seq_id, pos);
         // the states of a recurrent model can't be taken back one by one, and a sliding window may have moved on
-        if (has_snapshots(ctx.cparams, 0) || !ctx.memory->seq_rm(seq_id, pos, -1) || !has_window(seq_id, pos)) {
+        if (compat::has_snapshots(ctx.cparams) || !ctx.memory->seq_rm(seq_id, pos, -1) || !has_window(seq_id, pos)) {
             LLAMA_LOG_WARN("%s: removing the whole sequence %d\n", __func__, seq_id);
             ctx.memory->seq_rm(seq_id, -1, -1);
         }
     }
 
-    turboprefill_clear_failure(engine);
+    ggml_turboprefill_clear_failure(engine);
     stats.n_faults++;
     return first.status;
 }
@@ -84,7 +84,7 @@ bool llama_turboprefill::has_window(llama_seq_id seq_id, llama_pos pos) const {
     return (llama_pos) seen.size() == pos - begin;
 }
 
-static int32_t turboprefill_decode_code(ggml_status status) {
+static int32_t llama_turboprefill_decode_code(ggml_status status) {
     switch (status) {
         case GGML_STATUS_SUCCESS:      return  0;
         case GGML_STATUS_ABORTED:      return  2;
@@ -110,8 +110,8 @@ void llama_turboprefill::spoil_outputs() {
     };
     fill(ctx.logits);
     fill(ctx.embd);
-    fill(hidden_rows(ctx, 0));
-    for_layer_inputs(ctx, fill, 0);
+    fill(compat::hidden_rows(ctx));
+    compat::for_layer_inputs(ctx, fill);
     fill(ctx.sampling.logits);
     fill(ctx.sampling.probs);
     for (const auto & tokens : { ctx.sampling.sampled, ctx.sampling.candidates }) {
@@ -133,14 +133,6 @@ int32_t llama_turboprefill::synchronize() {
     return take_late_code();
 }
 
-int32_t llama_turboprefill::results() {
-    int32_t status = 0;
-    if (!wait_results(&status) && status == 0) {
-        status = synchronize();
-    }
-    return status;
-}
-
 // stays for the next decode to report, which is the first call that can
 void llama_turboprefill::note_late(ggml_status status) {
     if (status_late == GGML_STATUS_SUCCESS) {
@@ -150,7 +142,7 @@ void llama_turboprefill::note_late(ggml_status status) {
 
 // the memory was cleared: what failed before does not matter any more
 void llama_turboprefill::clear() {
-    drain(TURBOPREFILL_CAUSE_MEMORY);
+    drain(GGML_TURBOPREFILL_CAUSE_MEMORY);
     take_late();
 }
 
@@ -170,7 +162,7 @@ ggml_status llama_turboprefill::take_late() {
 }
 
 int32_t llama_turboprefill::take_late_code() {
-    return turboprefill_decode_code(take_late());
+    return llama_turboprefill_decode_code(take_late());
 }
 
 int32_t llama_turboprefill::decode_begin() {
@@ -181,9 +173,9 @@ int32_t llama_turboprefill::decode_begin() {
     note_late(recover());
     const ggml_status status = take_late();
     if (status != GGML_STATUS_SUCCESS) {
-        LLAMA_LOG_ERROR("%s: ubatches of an earlier decode failed with status %d; nothing of this one was computed\n", __func__, status);
+        LLAMA_LOG_ERROR("%s: ubatches of an earlier decode failed with status %d; nothing was computed in this one\n", __func__, status);
     }
-    return turboprefill_decode_code(status);
+    return llama_turboprefill_decode_code(status);
 }
 
 int32_t llama_turboprefill::decode_end() {
@@ -192,7 +184,7 @@ int32_t llama_turboprefill::decode_end() {
     }
     // the abort callback is asked by the CPU: the caller expects its verdict from this very call
     if (ctx.abort_callback) {
-        turboprefill_drain_host(engine);
+        ggml_turboprefill_drain_host(engine);
     }
     note_late(recover());
     return take_late_code();

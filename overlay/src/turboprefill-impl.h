@@ -29,15 +29,17 @@ struct llama_turboprefill_entry {
 };
 
 // whether the scheduler groups nodes by device: recurrent models need it, for others it would be work for nothing
-enum turboprefill_regrouping {
-    TURBOPREFILL_REGROUP_UNTRIED,
-    TURBOPREFILL_REGROUP_ON,
-    TURBOPREFILL_REGROUP_USELESS,
+enum llama_turboprefill_regrouping {
+    LLAMA_TURBOPREFILL_REGROUP_UNTRIED,
+    LLAMA_TURBOPREFILL_REGROUP_ON,
+    LLAMA_TURBOPREFILL_REGROUP_USELESS,
 };
 
 struct llama_turboprefill {
     explicit llama_turboprefill(llama_context & ctx);
     ~llama_turboprefill();
+
+    struct compat; // turboprefill-compat.h
 
     // what a decode returns; embeddings and what samplers on devices make stay empty, nobody keeps those
     struct kept_results {
@@ -78,13 +80,13 @@ struct llama_turboprefill {
     void submit();
 
     // turboprefill-wait.cpp
-    void drain(turboprefill_cause cause);
+    void drain(ggml_turboprefill_cause cause);
     bool wait_results(int32_t * status);                          // false: nothing is in flight. status may be nullptr
-    void wait_seq(llama_seq_id seq_id, turboprefill_cause cause); // below 0: all
+    void wait_seq(llama_seq_id seq_id, ggml_turboprefill_cause cause); // below 0: all
     bool wait_state(llama_seq_id seq_id);                         // false: nothing is in flight
     bool has_moving_state() const;
     void keep_waits();
-    turboprefill_wait_stats get_wait(turboprefill_cause cause) const;
+    ggml_turboprefill_wait_stats get_wait(ggml_turboprefill_cause cause) const;
     const char * report();
     void reset_stats();
 
@@ -105,18 +107,17 @@ struct llama_turboprefill {
     int32_t decode_begin();
     int32_t decode_end();
     int32_t synchronize();
-    int32_t results();
     void    clear();
 
     // turboprefill-api.cpp
     void   trace_start();
     size_t trace_stop();
 
-    bool enabled = turboprefill_env_enabled();
+    bool enabled = llama_turboprefill_env_enabled();
 
     double ubatch_overhead = 0; // of a ubatch, in tokens, if its size is ours to choose
 
-    const std::shared_ptr<turboprefill_health> health = turboprefill_health_new(); // any thread may ask it
+    const std::shared_ptr<ggml_turboprefill_health> health = ggml_turboprefill_health_new(); // any thread may ask it
 
     bool reading = false; // state, behind the ubatches in flight: nobody need wait
 
@@ -137,34 +138,34 @@ struct llama_turboprefill {
 
     llama_turboprefill_stats stats = {};
 
-    turboprefill_wait_stats waits[TURBOPREFILL_N_CAUSES] = {}; // of engines before this one
+    ggml_turboprefill_wait_stats waits[GGML_TURBOPREFILL_N_CAUSES] = {}; // of engines before this one
 
-    std::vector<turboprefill_span> spans;
+    std::vector<ggml_turboprefill_span> spans;
 
-    turboprefill_engine * engine = nullptr;
+    ggml_turboprefill_engine * engine = nullptr;
     int64_t i_engine = 0; // engines before this one
-    turboprefill_parts  * parts  = nullptr; // of the engine before, until there is another one
+    ggml_turboprefill_parts  * parts  = nullptr; // of the engine before, until there is another one
 
 private:
     llama_context & ctx;
 
-    turboprefill_trace * trace = nullptr;
+    ggml_turboprefill_trace * trace = nullptr;
 
     // why the scheduler's graphs can't be pipelined
     std::string why_no_engine;
 
-    turboprefill_regrouping regroup = TURBOPREFILL_REGROUP_UNTRIED;
+    llama_turboprefill_regrouping regroup = LLAMA_TURBOPREFILL_REGROUP_UNTRIED;
     bool regrouping = false; // inside of try_regroup()
 
     std::vector<llama_turboprefill_entry> entries; // [n_slots]
 
-    turboprefill_slot * slot = nullptr; // captured, its results not yet asked for
+    ggml_turboprefill_slot * slot = nullptr; // captured, its results not yet asked for
 
     uint32_t n_devices      = 0; // that the pipeline has
     int64_t n_not_prompt    = 0; // ubatches of the standard path that generated or warmed up, since the last report
     std::string text;            // what report() returned last
     llama_turboprefill_stats stats_reported = {};
-    turboprefill_wait_stats  waits_reported[TURBOPREFILL_N_CAUSES] = {};
+    ggml_turboprefill_wait_stats  waits_reported[GGML_TURBOPREFILL_N_CAUSES] = {};
     uint32_t n_ubatch       = 0; // the context's own while another is used, else 0
     uint64_t n_tokens_begun = 0; // decoded since nothing was in flight
 
@@ -187,7 +188,7 @@ private:
     const char *       why_not(const llama_ubatch & ubatch, llm_graph_type gtype, const llama_memory_context_i * mctx) const;
     void               count_standard(const llama_ubatch & ubatch, const char * why);
     llm_graph_result * capture(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, ggml_status & ret);
-    turboprefill_capture_status capture_graph(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, llm_graph_result * res, bool may_plan, const char ** why);
+    ggml_turboprefill_capture_status capture_graph(const llama_ubatch & ubatch, llm_graph_type gtype, llama_memory_context_i * mctx, llm_graph_result * res, bool may_plan, const char ** why);
     void               cancel();
 
     // turboprefill-plan.cpp
@@ -198,7 +199,7 @@ private:
     uint32_t n_tokens_few() const;
 
     // turboprefill-wait.cpp
-    void wait(int64_t i_ubatch, turboprefill_cause cause);
+    void wait(int64_t i_ubatch, ggml_turboprefill_cause cause);
 
     // turboprefill-rows.cpp
     bool in_flight(const llama_turboprefill_rows & rows) const;
@@ -218,29 +219,6 @@ private:
     ggml_status take_late();
     int32_t     take_late_code(); // as llama_decode() returns it
 
-    // what differs between the versions of llama.cpp that this builds with
-
-    // graphs of the standard path must not be reused after the scheduler was used for something else:
-    // upstream keeps two graph results since September 2026, one before
-    template <typename T> static auto forget_graph(T & ctx, int)  -> decltype(ctx.gf_res_prev_active = nullptr, void()) { ctx.gf_res_prev_active = nullptr; }
-    template <typename T> static auto forget_graph(T & ctx, long) -> decltype(ctx.gf_res_prev->reset(),         void()) { ctx.gf_res_prev->reset(); }
-
-    // inputs of layers, for draft models that read them
-    template <typename T, typename F> static auto for_layer_inputs(const T & ctx, const F & f, int) -> decltype(ctx.embd_layer_inp, void()) {
-        for (const auto & view : ctx.embd_layer_inp) {
-            f(view);
-        }
-    }
-    template <typename T, typename F> static void for_layer_inputs(const T & /*ctx*/, const F & /*f*/, long) {}
-
-    // hidden states for multi-token prediction
-    template <typename T> static auto hidden_rows(const T & ctx, int)  -> decltype(ctx.embd_nextn) { return ctx.embd_nextn; }
-    template <typename T> static auto hidden_rows(const T & ctx, long) -> decltype(ctx.embd)       { return ctx.embd; }
-
-    // whether a decode makes hidden rows of all tokens
-    template <typename T> static auto has_hidden_rows(const T & ctx, int) -> decltype(ctx.embd_nextn, ctx.embd_batch_idxs, bool()) { return ctx.embd_nextn.data && !ctx.cparams.embeddings_nextn_masked; }
-    template <typename T> static bool has_hidden_rows(const T & /*ctx*/, long) { return false; }
-
     // the results of a context and those given here change places; and while those are used, what nobody keeps
     void exchange_results(kept_results & other) const;
     void exchange_others (kept_results & other) const;
@@ -248,43 +226,4 @@ private:
         std::swap(a.data, b.data);
         std::swap(a.size, b.size);
     }
-    template <typename T> static auto exchange_hidden_rows(T & ctx, kept_results & other, int) -> decltype(ctx.embd_nextn, ctx.embd_layer_inp, ctx.embd_batch_idxs, void()) {
-        exchange(ctx.embd_nextn, other.nextn);
-        other.layer_inp.resize(ctx.embd_layer_inp.size());
-        for (size_t i = 0; i < other.layer_inp.size(); ++i) {
-            exchange(ctx.embd_layer_inp[i], other.layer_inp[i]);
-        }
-        ctx.embd_batch_idxs.swap(other.batch_idxs);
-    }
-    template <typename T> static void exchange_hidden_rows(T & /*ctx*/, kept_results & /*other*/, long) {}
-
-    template <typename T> static auto shift_rows(T & ctx, int64_t n_tokens, int) -> decltype(ctx.embd_nextn, ctx.embd_layer_inp, void()) {
-        const auto shift = [&](auto & view, int64_t n_embd) {
-            if (view.data) {
-                view.data += n_tokens*n_embd;
-                view.size -= n_tokens*n_embd;
-            }
-        };
-        shift(ctx.embd_nextn, ctx.model.hparams.n_embd_out());
-        for (auto & layer : ctx.embd_layer_inp) {
-            shift(layer, ctx.model.hparams.n_embd);
-        }
-    }
-    template <typename T> static void shift_rows(T & /*ctx*/, int64_t /*n_tokens*/, long) {}
-
-    // contexts of draft models build other graphs, since June 2026
-    template <typename T> static auto is_default_type(const T & cparams, int)  -> decltype((int) cparams.ctx_type == 0) { return (int) cparams.ctx_type == 0; }
-    template <typename T> static bool is_default_type(const T & /*cparams*/, long) { return true; }
-
-    // rows of results that a ubatch can have
-    template <typename T> static auto n_outputs_max(const T & cparams, int)  -> decltype(cparams.n_outputs_max) { return cparams.n_outputs_max; }
-    template <typename T> static uint32_t n_outputs_max(const T & cparams, long) { return cparams.n_ubatch; }
-
-    // rows that a sequence with a sampler can have, since August 2026
-    template <typename T> static auto n_outputs_max_per_seq(const T & cparams, int)  -> decltype(cparams.n_outputs_max_per_seq) { return cparams.n_outputs_max_per_seq; }
-    template <typename T> static uint32_t n_outputs_max_per_seq(const T & /*cparams*/, long) { return 1; }
-
-    // snapshots of recurrent states, since June 2026
-    template <typename T> static auto has_snapshots(const T & cparams, int)  -> decltype(cparams.n_rs_seq > 0) { return cparams.n_rs_seq > 0; }
-    template <typename T> static bool has_snapshots(const T & /*cparams*/, long) { return false; }
 };

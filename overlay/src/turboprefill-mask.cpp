@@ -21,10 +21,10 @@
 #include <emmintrin.h>
 #endif
 
-static thread_local bool turboprefill_masks = false;
+static thread_local bool llama_turboprefill_masks_on = false;
 
-llama_turboprefill_masks::llama_turboprefill_masks()  { turboprefill_masks = true; }
-llama_turboprefill_masks::~llama_turboprefill_masks() { turboprefill_masks = false; }
+llama_turboprefill_masks::llama_turboprefill_masks()  { llama_turboprefill_masks_on = true; }
+llama_turboprefill_masks::~llama_turboprefill_masks() { llama_turboprefill_masks_on = false; }
 
 namespace {
 
@@ -68,7 +68,7 @@ template <> struct mask_value<ggml_fp16_t> {
 
 } // namespace
 
-static void turboprefill_sort(mask_cells & cells) {
+static void llama_turboprefill_sort(mask_cells & cells) {
     // they are in order, unless the cache was full or shared
     if (!std::is_sorted(cells.begin(), cells.end())) {
         std::sort(cells.begin(), cells.end());
@@ -76,7 +76,7 @@ static void turboprefill_sort(mask_cells & cells) {
 }
 
 template <typename T>
-static void turboprefill_first_row(mask_rows<T> & rows, const llama_kv_cells & cells, llama_seq_id seq_id, llama_pos p1, const mask_window & window, int64_t n_kv) {
+static void llama_turboprefill_first_row(mask_rows<T> & rows, const llama_kv_cells & cells, llama_seq_id seq_id, llama_pos p1, const mask_window & window, int64_t n_kv) {
     const llama_pos begin      = window.begin(p1);
     const llama_pos begin_last = window.begin(rows.last);
     const T         keep       = mask_value<T>::keep();
@@ -100,12 +100,12 @@ static void turboprefill_first_row(mask_rows<T> & rows, const llama_kv_cells & c
             rows.leave.emplace_back(p0, j);
         }
     }
-    turboprefill_sort(rows.enter);
-    turboprefill_sort(rows.leave);
+    llama_turboprefill_sort(rows.enter);
+    llama_turboprefill_sort(rows.leave);
 }
 
 template <typename T>
-static void turboprefill_next_row(mask_rows<T> & rows, llama_pos p1, const mask_window & window) {
+static void llama_turboprefill_next_row(mask_rows<T> & rows, llama_pos p1, const mask_window & window) {
     const llama_pos begin = window.begin(p1);
     const T         keep  = mask_value<T>::keep();
     const T         drop  = mask_value<T>::drop();
@@ -120,7 +120,7 @@ static void turboprefill_next_row(mask_rows<T> & rows, llama_pos p1, const mask_
 }
 
 // past the caches: this thread does not read it again, and what is overwritten need not be fetched first
-static void turboprefill_write(void * dst, const void * src, size_t size) {
+static void llama_turboprefill_write(void * dst, const void * src, size_t size) {
 #ifdef __SSE2__
     if (size % sizeof(__m128i) == 0 && (uintptr_t) dst % sizeof(__m128i) == 0) {
         for (size_t i = 0; i < size/sizeof(__m128i); i++) {
@@ -135,7 +135,7 @@ static void turboprefill_write(void * dst, const void * src, size_t size) {
 // false: tokens of a sequence are not in the order of their positions, or upstream's sums of these overflow, and what it
 // makes of that is not for us to repeat. nothing was written then
 template <typename T>
-static bool turboprefill_fill(T * data, int64_t n_kv, const llama_ubatch & ubatch, const mask_window & window,
+static bool llama_turboprefill_fill(T * data, int64_t n_kv, const llama_ubatch & ubatch, const mask_window & window,
         const std::vector<llama_kv_cells> & v_cells, const std::vector<uint32_t> & seq_to_stream) {
     std::unordered_map<llama_seq_id, mask_rows<T>> seqs;
     for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
@@ -151,11 +151,11 @@ static bool turboprefill_fill(T * data, int64_t n_kv, const llama_ubatch & ubatc
         const llama_seq_id seq_id = ubatch.seq_id[i][0];
         mask_rows<T> & rows = seqs.at(seq_id);
         if (rows.row.empty()) {
-            turboprefill_first_row(rows, v_cells.at(seq_to_stream[seq_id]), seq_id, ubatch.pos[i], window, n_kv);
+            llama_turboprefill_first_row(rows, v_cells.at(seq_to_stream[seq_id]), seq_id, ubatch.pos[i], window, n_kv);
         } else {
-            turboprefill_next_row(rows, ubatch.pos[i], window);
+            llama_turboprefill_next_row(rows, ubatch.pos[i], window);
         }
-        turboprefill_write(data + n_kv*i, rows.row.data(), n_kv*sizeof(T));
+        llama_turboprefill_write(data + n_kv*i, rows.row.data(), n_kv*sizeof(T));
     }
 #ifdef __SSE2__
     _mm_sfence(); // a worker hands it to the devices
@@ -163,8 +163,8 @@ static bool turboprefill_fill(T * data, int64_t n_kv, const llama_ubatch & ubatc
     return true;
 }
 
-bool llama_kv_cache::turboprefill_set_mask(ggml_tensor * dst, const llama_ubatch & ubatch, bool causal) const {
-    if (!turboprefill_masks || !causal || hparams.use_alibi || ubatch.is_pos_2d()) {
+bool llama_kv_cache::llama_turboprefill_set_mask(ggml_tensor * dst, const llama_ubatch & ubatch, bool causal) const {
+    if (!llama_turboprefill_masks_on || !causal || hparams.use_alibi || ubatch.is_pos_2d()) {
         return false;
     }
     if (swa_type != LLAMA_SWA_TYPE_NONE && ((swa_type != LLAMA_SWA_TYPE_STANDARD && swa_type != LLAMA_SWA_TYPE_CHUNKED) || n_swa == 0)) {
@@ -172,7 +172,7 @@ bool llama_kv_cache::turboprefill_set_mask(ggml_tensor * dst, const llama_ubatch
     }
     const mask_window window = { swa_type, (llama_pos) n_swa };
     if (dst->type == GGML_TYPE_F16) {
-        return turboprefill_fill((ggml_fp16_t *) dst->data, dst->ne[0], ubatch, window, v_cells, seq_to_stream);
+        return llama_turboprefill_fill((ggml_fp16_t *) dst->data, dst->ne[0], ubatch, window, v_cells, seq_to_stream);
     }
-    return turboprefill_fill((float *) dst->data, dst->ne[0], ubatch, window, v_cells, seq_to_stream);
+    return llama_turboprefill_fill((float *) dst->data, dst->ne[0], ubatch, window, v_cells, seq_to_stream);
 }

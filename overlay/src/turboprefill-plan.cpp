@@ -5,7 +5,7 @@
 // of results (backends fuse differently around empty tensors), embeddings instead of tokens, and in some models so few
 // tokens that the graph is built in another way.
 
-#include "turboprefill-impl.h"
+#include "turboprefill-compat.h"
 
 #include "llama-impl.h"
 #include "llama-model.h"
@@ -14,12 +14,12 @@
 #include <exception>
 
 // below this, graphs of models that are partly on the CPU are built differently
-static const uint32_t TURBOPREFILL_N_TOKENS_FEW = 31;
+static const uint32_t LLAMA_TURBOPREFILL_N_TOKENS_FEW = 31;
 
 // As many tokens as n_outputs become outputs; of a sequence with a sampler only n_max_per_seq, as its nodes are counted.
 // Returns how many there are.
 template <typename Samplers>
-static uint32_t turboprefill_set_outputs(llama_ubatch & ubatch, uint32_t n_outputs, uint32_t n_max_per_seq, const Samplers & samplers) {
+static uint32_t llama_turboprefill_set_outputs(llama_ubatch & ubatch, uint32_t n_outputs, uint32_t n_max_per_seq, const Samplers & samplers) {
     uint32_t n = 0;
     for (uint32_t t = 0; t < ubatch.n_seq_tokens; ++t) {
         for (uint32_t s = 0; s < ubatch.n_seqs; ++s) {
@@ -38,7 +38,7 @@ bool llama_turboprefill::plan_worst_case(uint32_t n_tokens, bool has_outputs, co
 
     uint32_t n_outputs = 0;
     if (has_outputs) {
-        n_outputs = ctx.cparams.embeddings ? n_tokens : std::min(n_tokens, n_outputs_max(ctx.cparams, 0));
+        n_outputs = ctx.cparams.embeddings ? n_tokens : std::min(n_tokens, compat::n_outputs_max(ctx.cparams));
     }
 
     llama_memory_context_ptr mctx = ctx.memory->init_full();
@@ -52,7 +52,7 @@ bool llama_turboprefill::plan_worst_case(uint32_t n_tokens, bool has_outputs, co
         ubatch.n_seq_id[i] = 1;
         ubatch.seq_id  [i] = &ubatch.seq_id_unq[i/ubatch.n_seq_tokens];
     }
-    n_outputs = turboprefill_set_outputs(ubatch, n_outputs, n_outputs_max_per_seq(ctx.cparams, 0), ctx.sampling.samplers);
+    n_outputs = llama_turboprefill_set_outputs(ubatch, n_outputs, compat::n_outputs_max_per_seq(ctx.cparams), ctx.sampling.samplers);
     if (like && like->embd) {
         ubatch.data->embd.resize(1); // only its shape counts, and that is the model's
         ubatch.embd  = ubatch.data->embd.data();
@@ -71,7 +71,7 @@ bool llama_turboprefill::plan_worst_case(uint32_t n_tokens, bool has_outputs, co
     ctx.n_outputs = n_outputs;
     ggml_cgraph * gf = ctx.model.build_graph(ctx.graph_params(&res, ubatch, mctx.get(), gtype));
 
-    return gf && turboprefill_plan_graph(engine, gf);
+    return gf && ggml_turboprefill_plan_graph(engine, gf);
 }
 
 uint32_t llama_turboprefill::n_tokens_max() const {
@@ -80,12 +80,12 @@ uint32_t llama_turboprefill::n_tokens_max() const {
 
 uint32_t llama_turboprefill::n_tokens_few() const {
     const uint32_t n_seqs = ctx.cparams.n_seq_max;
-    return std::min(n_tokens_max(), std::max(TURBOPREFILL_N_TOKENS_FEW/n_seqs, 1u)*n_seqs);
+    return std::min(n_tokens_max(), std::max(LLAMA_TURBOPREFILL_N_TOKENS_FEW/n_seqs, 1u)*n_seqs);
 }
 
 // when the context is made: prompts need not stop for these. false: no memory
 bool llama_turboprefill::plan_known_kinds() {
-    if (!ctx.memory || !is_default_type(ctx.cparams, 0)) {
+    if (!ctx.memory || !compat::is_default_type(ctx.cparams)) {
         return true;
     }
     bool ok = true;

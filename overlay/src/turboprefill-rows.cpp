@@ -2,7 +2,7 @@
 //
 // Nothing is copied: the rows stay in the buffer that the devices write to, and the context goes on with another one.
 
-#include "turboprefill-impl.h"
+#include "turboprefill-compat.h"
 
 #include <algorithm>
 
@@ -25,11 +25,11 @@ bool llama_turboprefill::in_flight(const llama_turboprefill_rows & rows) const {
 }
 
 llama_turboprefill_rows * llama_turboprefill::hold_rows() {
-    return ctx.n_outputs == 0 && has_hidden_rows(ctx, 0) ? hold() : nullptr;
+    return ctx.n_outputs == 0 && compat::has_hidden_rows(ctx) ? hold() : nullptr;
 }
 
 llama_turboprefill_rows * llama_turboprefill::hold_logits() {
-    const bool others = ctx.cparams.embeddings || has_hidden_rows(ctx, 0) || !ctx.sampling.samplers.empty();
+    const bool others = ctx.cparams.embeddings || compat::has_hidden_rows(ctx) || !ctx.sampling.samplers.empty();
     return ctx.n_outputs > 0 && !others ? hold() : nullptr;
 }
 
@@ -38,14 +38,14 @@ llama_turboprefill_rows * llama_turboprefill::hold() {
         return nullptr;
     }
     submit();
-    if (turboprefill_idle(engine)) {
+    if (ggml_turboprefill_idle(engine)) {
         return nullptr;
     }
     auto * rows = new llama_turboprefill_rows;
     rows->results.output_ids.assign(ctx.output_ids.size(), -1);
     rows->owner      = ctx.turboprefill;
     rows->i_engine   = i_engine;
-    rows->i_ubatch   = turboprefill_last_result(engine);
+    rows->i_ubatch   = ggml_turboprefill_last_result(engine);
     rows->n_ubatches = n_ubatches_decode;
     rows_held.push_back(rows);
 
@@ -66,7 +66,7 @@ void llama_turboprefill::exchange_results(kept_results & other) const {
     std::swap(ctx.n_outputs, other.n_outputs);
     ctx.output_ids  .swap(other.output_ids);
     ctx.output_swaps.swap(other.output_swaps);
-    exchange_hidden_rows(ctx, other, 0);
+    compat::exchange_hidden_rows(ctx, other);
 }
 
 void llama_turboprefill::exchange_others(kept_results & other) const {
@@ -90,10 +90,10 @@ ggml_backend_buffer_ptr llama_turboprefill::spare_buffer(size_t size) {
 // What comes behind keeps the devices busy: while the caller computes a ubatch or two with these rows between its own, or
 // all that belong to them. Where the slots of these have been taken again, there is nothing to wait for.
 llama_turboprefill_rows_state llama_turboprefill::rows_state(const llama_turboprefill_rows & rows) const {
-    if (!in_flight(rows) || turboprefill_idle(engine)) {
+    if (!in_flight(rows) || ggml_turboprefill_idle(engine)) {
         return LLAMA_TURBOPREFILL_ROWS_LATE;
     }
-    const int64_t n_behind = turboprefill_last_result(engine) - rows.i_ubatch;
+    const int64_t n_behind = ggml_turboprefill_last_result(engine) - rows.i_ubatch;
     const int64_t n_enough = std::min<int64_t>(entries.size(), n_devices + rows.n_ubatches);
     return n_behind < n_enough                   ? LLAMA_TURBOPREFILL_ROWS_EARLY
          : n_behind < n_enough + rows.n_ubatches ? LLAMA_TURBOPREFILL_ROWS_DUE
@@ -103,7 +103,7 @@ llama_turboprefill_rows_state llama_turboprefill::rows_state(const llama_turbopr
 bool llama_turboprefill::use_rows(llama_turboprefill_rows & rows, int64_t i_first) {
     unuse_rows();
     if (in_flight(rows)) {
-        wait(rows.i_ubatch, TURBOPREFILL_CAUSE_RESULT);
+        wait(rows.i_ubatch, GGML_TURBOPREFILL_CAUSE_RESULT);
     }
     if (rows.failed) {
         return false;
@@ -111,7 +111,7 @@ bool llama_turboprefill::use_rows(llama_turboprefill_rows & rows, int64_t i_firs
     exchange_results(rows.results);
     exchange_others (rows.results);
     ctx.output_reorder();
-    shift_rows(ctx, i_first, 0);
+    compat::shift_rows(ctx, i_first);
     rows_used   = &rows;
     i_rows_used = i_first;
     return true;
@@ -119,7 +119,7 @@ bool llama_turboprefill::use_rows(llama_turboprefill_rows & rows, int64_t i_firs
 
 void llama_turboprefill::unuse_rows() {
     if (rows_used) {
-        shift_rows(ctx, -i_rows_used, 0);
+        compat::shift_rows(ctx, -i_rows_used);
         exchange_results(rows_used->results);
         exchange_others (rows_used->results);
         rows_used = nullptr;
@@ -128,7 +128,7 @@ void llama_turboprefill::unuse_rows() {
 
 // the caller's thread is about to wait for a slot: it may as well do something else
 void llama_turboprefill::call_between() {
-    if (between && engine && turboprefill_full(engine)) {
+    if (between && engine && ggml_turboprefill_full(engine)) {
         between(between_data);
     }
 }
@@ -138,7 +138,7 @@ void llama_turboprefill::free_rows(llama_turboprefill_rows & rows) {
         unuse_rows();
     }
     if (in_flight(rows)) {
-        wait(rows.i_ubatch, TURBOPREFILL_CAUSE_RESULT); // they may still be written
+        wait(rows.i_ubatch, GGML_TURBOPREFILL_CAUSE_RESULT); // they may still be written
     }
     rows_held.erase(std::remove(rows_held.begin(), rows_held.end(), &rows), rows_held.end());
     spare_buffers.push_back(std::move(rows.buffer));

@@ -15,41 +15,41 @@
 #include <exception>
 #include <iterator>
 
-static const double TURBOPREFILL_WATCHDOG_DEFAULT_S = 120; // longer than a ubatch takes where it is worth to wait for one
+static const double LLAMA_TURBOPREFILL_WATCHDOG_DEFAULT_S = 120; // longer than a ubatch takes where it is worth to wait for one
 
 // Backends that were seen to work while several threads use their devices, each its own. CUDA has other names where it is
 // compiled for other vendors. Vulkan records and waits for events on one thread only, OpenCL keeps something of each tensor
 // that the next ubatch overwrites.
-static const char * const TURBOPREFILL_KNOWN_BACKENDS[] = { "CPU", "CUDA", "ROCm", "MUSA", "RPC", "VIRT" };
+static const char * const LLAMA_TURBOPREFILL_KNOWN_BACKENDS[] = { "CPU", "CUDA", "ROCm", "MUSA", "RPC", "VIRT" };
 
 // TURBOPREFILL_SLOTS, TURBOPREFILL_HOST_MB, TURBOPREFILL_TRANSPORT, TURBOPREFILL_WATCHDOG_S
-static turboprefill_params turboprefill_default_params() {
-    turboprefill_params params;
+static ggml_turboprefill_params llama_turboprefill_default_params() {
+    ggml_turboprefill_params params;
 
-    params.n_slots = atoi(turboprefill_getenv("TURBOPREFILL_SLOTS").c_str());
+    params.n_slots = atoi(llama_turboprefill_getenv("TURBOPREFILL_SLOTS").c_str());
 
-    const long long host_mb = atoll(turboprefill_getenv("TURBOPREFILL_HOST_MB").c_str());
+    const long long host_mb = atoll(llama_turboprefill_getenv("TURBOPREFILL_HOST_MB").c_str());
     if (host_mb > 0) {
         params.max_host_bytes = (size_t) host_mb*1024*1024;
     }
 
-    const std::string watchdog_s = turboprefill_getenv("TURBOPREFILL_WATCHDOG_S");
-    params.watchdog_s = watchdog_s.empty() ? TURBOPREFILL_WATCHDOG_DEFAULT_S : std::max(0.0, atof(watchdog_s.c_str()));
+    const std::string watchdog_s = llama_turboprefill_getenv("TURBOPREFILL_WATCHDOG_S");
+    params.watchdog_s = watchdog_s.empty() ? LLAMA_TURBOPREFILL_WATCHDOG_DEFAULT_S : std::max(0.0, atof(watchdog_s.c_str()));
 
-    const std::string transport = turboprefill_getenv("TURBOPREFILL_TRANSPORT");
+    const std::string transport = llama_turboprefill_getenv("TURBOPREFILL_TRANSPORT");
     if (transport == "peer") {
-        params.transport = TURBOPREFILL_TRANSPORT_PEER;
+        params.transport = GGML_TURBOPREFILL_TRANSPORT_PEER;
     } else if (!transport.empty() && transport != "staged") {
-        LLAMA_LOG_WARN("%s: TURBOPREFILL_TRANSPORT=%s is not one of staged, peer: using staged\n", __func__, transport.c_str());
+        LLAMA_LOG_WARN("%s: TURBOPREFILL_TRANSPORT=%s: expected staged or peer; using staged\n", __func__, transport.c_str());
     }
     return params;
 }
 
 std::string llama_turboprefill::why_no_backend() const {
-    const std::string given = turboprefill_getenv("TURBOPREFILL_BACKENDS");
+    const std::string given = llama_turboprefill_getenv("TURBOPREFILL_BACKENDS");
     const auto allowed = [&](std::string name) {
         if (given.empty()) {
-            const auto & known = TURBOPREFILL_KNOWN_BACKENDS;
+            const auto & known = LLAMA_TURBOPREFILL_KNOWN_BACKENDS;
             return std::any_of(std::begin(known), std::end(known), [&](const char * one) { return name == one; });
         }
         std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
@@ -58,12 +58,12 @@ std::string llama_turboprefill::why_no_backend() const {
     for (const auto & device : ctx.model.devices) {
         const char * name = ggml_backend_reg_name(ggml_backend_dev_backend_reg(device.dev));
         if (!allowed(name)) {
-            return "this backend is not known to work with several threads: " + std::string(name);
+            return "this backend is not known to support a thread per device: " + std::string(name);
         }
         ggml_backend_dev_props props;
         ggml_backend_dev_get_props(device.dev, &props);
         if (strcmp(name, "RPC") == 0 && !props.caps.events) {
-            return "the RPC client of this llama.cpp allows one thread on a connection: update llama.cpp";
+            return "this llama.cpp's RPC client allows only one thread per connection: update llama.cpp";
         }
     }
     return "";
@@ -76,25 +76,25 @@ uint64_t llama_turboprefill::graph_bytes() const {
 
 void llama_turboprefill::sched_begin() {
     if (engine) {
-        drain(TURBOPREFILL_CAUSE_SETTING);
+        drain(GGML_TURBOPREFILL_CAUSE_SETTING);
         keep_waits();
-        turboprefill_parts_free(parts);
-        parts  = turboprefill_engine_dismantle(engine);
+        ggml_turboprefill_parts_free(parts);
+        parts  = ggml_turboprefill_engine_dismantle(engine);
         engine = nullptr;
         i_engine++;
         entries.clear();
     }
     if (trace && ctx.sched) {
-        turboprefill_sched_set_trace(ctx.sched.get(), nullptr);
+        ggml_turboprefill_sched_set_trace(ctx.sched.get(), nullptr);
     }
 }
 
 void llama_turboprefill::sched_new() {
-    turboprefill_sched_set_regroup(ctx.sched.get(), enabled && regroup == TURBOPREFILL_REGROUP_ON);
+    ggml_turboprefill_sched_set_regroup(ctx.sched.get(), enabled && regroup == LLAMA_TURBOPREFILL_REGROUP_ON);
 }
 
 void llama_turboprefill::sched_end() {
-    turboprefill_sched_set_trace(ctx.sched.get(), trace);
+    ggml_turboprefill_sched_set_trace(ctx.sched.get(), trace);
 
     if (!enabled || ctx.model.hparams.no_alloc) {
         return;
@@ -109,35 +109,35 @@ void llama_turboprefill::sched_end() {
         why_no_engine = "the split mode is not layer";
     } else if (const std::string why = why_no_backend(); !why.empty()) {
         why_no_engine = why;
-    } else if (const char * why = turboprefill_why_not(ctx.sched.get())) {
+    } else if (const char * why = ggml_turboprefill_why_not(ctx.sched.get())) {
         why_no_engine = why;
-        if (regroup == TURBOPREFILL_REGROUP_UNTRIED && turboprefill_repeats_devices(ctx.sched.get())) {
+        if (regroup == LLAMA_TURBOPREFILL_REGROUP_UNTRIED && ggml_turboprefill_repeats_devices(ctx.sched.get())) {
             try_regroup();
             return;
         }
     } else {
         bool planned = false;
         try {
-            turboprefill_parts * old = parts;
+            ggml_turboprefill_parts * old = parts;
             parts  = nullptr;
-            turboprefill_params params = turboprefill_default_params();
+            ggml_turboprefill_params params = llama_turboprefill_default_params();
             params.health = health;
-            engine = turboprefill_engine_new(ctx.sched.get(), ctx.get_gf_res_reserve()->get_gf(), params, old);
-            n_devices = turboprefill_n_devices(ctx.sched.get()); // before other graphs are split
+            engine = ggml_turboprefill_engine_new(ctx.sched.get(), ctx.get_gf_res_reserve()->get_gf(), params, old);
+            n_devices = ggml_turboprefill_n_devices(ctx.sched.get()); // before other graphs are split
             planned   = engine && plan_known_kinds();
         } catch (const std::exception & err) {
             LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
         }
         if (engine && !planned) {
-            turboprefill_engine_free(engine);
+            ggml_turboprefill_engine_free(engine);
             engine = nullptr;
         }
         if (!engine) {
-            why_no_engine = "no memory or threads for the pipeline";
+            why_no_engine = "not enough memory or threads for the pipeline";
         }
     }
 
-    if (!engine && regroup == TURBOPREFILL_REGROUP_ON) {
+    if (!engine && regroup == LLAMA_TURBOPREFILL_REGROUP_ON) {
         if (!regrouping) {
             undo_regroup(ctx.cparams.pipeline_parallel);
         }
@@ -145,14 +145,14 @@ void llama_turboprefill::sched_end() {
     }
 
     if (engine) {
-        entries.resize(turboprefill_get_stats(engine).n_slots);
+        entries.resize(ggml_turboprefill_get_stats(engine).n_slots);
         for (auto & entry : entries) {
             // now, not in the first prompt: all of its memory is written, page by page
             entry.res.reset(new llm_graph_result(ctx.get_gf_res_reserve()->get_max_nodes()));
         }
         LLAMA_LOG_INFO("%s: TurboPrefill: prefill is pipelined, %d slots\n", __func__, (int) entries.size());
         if (ubatch_overhead > 0) {
-            LLAMA_LOG_INFO("%s: TurboPrefill: sizes of ubatches are chosen, each counts as %.0f tokens more\n", __func__, ubatch_overhead);
+            LLAMA_LOG_INFO("%s: TurboPrefill: the ubatch size is chosen for each prompt, with a fixed cost per ubatch of %.0f tokens\n", __func__, ubatch_overhead);
         }
     } else {
         LLAMA_LOG_WARN("%s: TurboPrefill: standard path: %s\n", __func__, why_no_engine.c_str());
@@ -162,7 +162,7 @@ void llama_turboprefill::sched_end() {
 // there is no engine that could take them over
 void llama_turboprefill::drop_parts() {
     if (!engine && !regrouping) {
-        turboprefill_parts_free(parts);
+        ggml_turboprefill_parts_free(parts);
         parts = nullptr;
     }
 }
@@ -171,7 +171,7 @@ void llama_turboprefill::drop_parts() {
 void llama_turboprefill::try_regroup() {
     const bool pipeline_parallel = ctx.cparams.pipeline_parallel;
 
-    regroup    = TURBOPREFILL_REGROUP_ON;
+    regroup    = LLAMA_TURBOPREFILL_REGROUP_ON;
     regrouping = true;
     try {
         ctx.sched_need_reserve = true;
@@ -188,7 +188,7 @@ void llama_turboprefill::try_regroup() {
 
 // it did not help: back to upstream's order
 void llama_turboprefill::undo_regroup(bool pipeline_parallel) {
-    regroup = TURBOPREFILL_REGROUP_USELESS;
+    regroup = LLAMA_TURBOPREFILL_REGROUP_USELESS;
     ctx.cparams.pipeline_parallel = pipeline_parallel;
     ctx.sched_need_reserve = true;
     try {
@@ -200,14 +200,14 @@ void llama_turboprefill::undo_regroup(bool pipeline_parallel) {
 }
 
 void llama_turboprefill::set_enabled(bool value) {
-    drain(TURBOPREFILL_CAUSE_SETTING);
+    drain(GGML_TURBOPREFILL_CAUSE_SETTING);
     if (enabled == value) {
         return;
     }
     enabled = value;
     // the engine takes its sizes from the worst-case graph, which is known only while it is reserved.
     // without the engine, graphs have upstream's order of nodes again
-    const bool reserve = enabled ? !engine : regroup == TURBOPREFILL_REGROUP_ON;
+    const bool reserve = enabled ? !engine : regroup == LLAMA_TURBOPREFILL_REGROUP_ON;
     if (!reserve || !ctx.sched) {
         return;
     }

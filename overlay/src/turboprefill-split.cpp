@@ -16,29 +16,29 @@
 #include <string>
 
 // of a device's free memory, for weights: the KV cache and compute buffers are not known yet
-static const double TURBOPREFILL_WEIGHTS_SHARE = 0.75;
+static const double LLAMA_TURBOPREFILL_WEIGHTS_SHARE = 0.75;
 
 // what is placed as one: a layer, or at the end the output
-struct turboprefill_unit {
+struct llama_turboprefill_unit {
     double cost  = 0; // of a prompt's token: parameters that it is multiplied with
     double bytes = 0;
 };
 
 // layers with their weights, from the file: the tensors of the model do not exist yet
-static std::vector<turboprefill_unit> turboprefill_units(const llama_model & model, const llama_model_loader & ml) {
-    const int n_layer = turboprefill_n_layer(model);
+static std::vector<llama_turboprefill_unit> llama_turboprefill_units(const llama_model & model, const llama_model_loader & ml) {
+    const int n_layer = llama_turboprefill_n_layer(model);
 
-    std::vector<turboprefill_unit> units(n_layer + 1);
+    std::vector<llama_turboprefill_unit> units(n_layer + 1);
     double bytes_embd = 0;
 
     for (const auto & it : ml.weights_map) {
         const std::string & name   = it.first;
         const ggml_tensor * tensor = it.second.tensor;
 
-        const int il = turboprefill_layer_of(model, name);
+        const int il = llama_turboprefill_layer_of(model, name);
         if (il >= 0) {
             units[il].bytes += ggml_nbytes(tensor);
-            units[il].cost  += turboprefill_weights_used(model, il, name, tensor);
+            units[il].cost  += llama_turboprefill_weights_used(model, il, name, tensor);
         } else if (name == "token_embd.weight") {
             bytes_embd = ggml_nbytes(tensor);
         } else if (name.compare(0, 6, "output") == 0) {
@@ -53,7 +53,7 @@ static std::vector<turboprefill_unit> turboprefill_units(const llama_model & mod
 
 // contiguous units per device: the slowest device as fast as can be, and of those the most even. empty: it does not fit.
 // of equals those with more on the last devices: the last layer of most models does less for tokens without outputs
-static std::vector<int> turboprefill_balance(const std::vector<turboprefill_unit> & units, const std::vector<double> & memory) {
+static std::vector<int> llama_turboprefill_balance(const std::vector<llama_turboprefill_unit> & units, const std::vector<double> & memory) {
     const int n_units = units.size();
     const int n_dev   = memory.size();
     const double inf  = std::numeric_limits<double>::infinity();
@@ -101,7 +101,7 @@ static std::vector<int> turboprefill_balance(const std::vector<turboprefill_unit
 }
 
 // nothing is known about their speed, but it is the same. a device that others use too has less memory free
-static bool turboprefill_one_kind(const llama_model & model, const std::vector<float> & free) {
+static bool llama_turboprefill_one_kind(const llama_model & model, const std::vector<float> & free) {
     if (*std::min_element(free.begin(), free.end()) < 0.9*(*std::max_element(free.begin(), free.end()))) {
         return false;
     }
@@ -121,7 +121,7 @@ static bool turboprefill_one_kind(const llama_model & model, const std::vector<f
     return true;
 }
 
-static std::string turboprefill_join(const std::vector<int> & counts) {
+static std::string llama_turboprefill_join(const std::vector<int> & counts) {
     std::string text;
     for (const int count : counts) {
         text += (text.empty() ? "" : ",") + std::to_string(count);
@@ -130,17 +130,17 @@ static std::string turboprefill_join(const std::vector<int> & counts) {
 }
 
 // tensors that lie elsewhere than their layers make devices take turns: how many whole layers would fit instead
-static void turboprefill_advise(const llama_model & model, std::vector<turboprefill_unit> units) {
+static void llama_turboprefill_advise(const llama_model & model, std::vector<llama_turboprefill_unit> units) {
     std::vector<double> memory;
     for (const auto & device : model.devices) {
         size_t free, total;
         ggml_backend_dev_memory(device.dev, &free, &total);
-        memory.push_back(TURBOPREFILL_WEIGHTS_SHARE*free);
+        memory.push_back(LLAMA_TURBOPREFILL_WEIGHTS_SHARE*free);
     }
     const size_t n_all = units.size();
     std::vector<int> counts;
     while (units.size() >= memory.size() && counts.empty()) {
-        counts = turboprefill_balance(units, memory);
+        counts = llama_turboprefill_balance(units, memory);
         units.erase(units.begin()); // the first layers stay on the CPU
     }
     if (counts.empty()) {
@@ -148,32 +148,32 @@ static void turboprefill_advise(const llama_model & model, std::vector<turbopref
     }
     const size_t n_gpu_layers = std::accumulate(counts.begin(), counts.end(), (size_t) 0);
     const std::string ngl = n_gpu_layers < n_all ? " -ngl " + std::to_string(n_gpu_layers) : "";
-    LLAMA_LOG_WARN("%s: TurboPrefill: -ot, --cpu-moe or --fit keeps tensors off the devices of their layers, which costs the "
-            "pipeline. Without that, whole layers fit as%s -ts %s, if the KV cache leaves room\n", __func__, ngl.c_str(), turboprefill_join(counts).c_str());
+    LLAMA_LOG_WARN("%s: TurboPrefill: -ot, --cpu-moe or --fit puts tensors on other devices than their layers, which prevents "
+            "pipelining. Without it, whole layers fit with%s -ts %s if the KV cache leaves room\n", __func__, ngl.c_str(), llama_turboprefill_join(counts).c_str());
 }
 
 void llama_turboprefill_split(const llama_model & model, const llama_model_loader & ml, bool given, std::vector<float> & splits) {
-    if (!turboprefill_env_enabled() || model.split_mode() != LLAMA_SPLIT_MODE_LAYER || splits.size() < 2 || model.n_gpu_layers() == 0) {
+    if (!llama_turboprefill_env_enabled() || model.split_mode() != LLAMA_SPLIT_MODE_LAYER || splits.size() < 2 || model.n_gpu_layers() == 0) {
         return;
     }
     const bool advises  = model.has_tensor_overrides() && !model.hparams.no_alloc;
-    const bool balances = !given && turboprefill_getenv("TURBOPREFILL_SPLIT") != "off";
+    const bool balances = !given && llama_turboprefill_getenv("TURBOPREFILL_SPLIT") != "off";
     if (!advises && !balances) {
         return;
     }
-    std::vector<turboprefill_unit> units = turboprefill_units(model, ml);
-    if (std::any_of(units.begin(), units.end() - 1, [](const turboprefill_unit & unit) { return unit.bytes == 0; })) {
+    std::vector<llama_turboprefill_unit> units = llama_turboprefill_units(model, ml);
+    if (std::any_of(units.begin(), units.end() - 1, [](const llama_turboprefill_unit & unit) { return unit.bytes == 0; })) {
         return; // an architecture that names its layers in another way
     }
     if (advises) {
-        turboprefill_advise(model, units);
+        llama_turboprefill_advise(model, units);
     }
     if (!balances) {
         return;
     }
-    if (!turboprefill_one_kind(model, splits)) {
-        LLAMA_LOG_INFO("%s: TurboPrefill: the devices are of several kinds or not equally free, their layers stay as they are; "
-                "`turboprefill plan` measures and gives a -ts\n", __func__);
+    if (!llama_turboprefill_one_kind(model, splits)) {
+        LLAMA_LOG_INFO("%s: TurboPrefill: the devices differ in kind or in free memory, so llama.cpp's own split is kept; "
+                "`turboprefill plan` suggests a -ts\n", __func__);
         return;
     }
 
@@ -192,16 +192,16 @@ void llama_turboprefill_split(const llama_model & model, const llama_model_loade
     std::vector<double> memory;
     for (const float free : splits) {
         // never fuller than by default, unless there is plenty
-        memory.push_back(std::max(TURBOPREFILL_WEIGHTS_SHARE*free, bytes_all*free/free_all));
+        memory.push_back(std::max(LLAMA_TURBOPREFILL_WEIGHTS_SHARE*free, bytes_all*free/free_all));
     }
 
-    const std::vector<int> counts = turboprefill_balance(units, memory);
+    const std::vector<int> counts = llama_turboprefill_balance(units, memory);
     if (counts.empty()) {
-        LLAMA_LOG_INFO("%s: TurboPrefill: memory is too short to balance the layers\n", __func__);
+        LLAMA_LOG_INFO("%s: TurboPrefill: not enough memory to balance the layers\n", __func__);
         return;
     }
     std::copy(counts.begin(), counts.end(), splits.begin());
-    const std::string text = turboprefill_join(counts);
-    LLAMA_LOG_INFO("%s: TurboPrefill: layers per device %s, as -ts %s would; TURBOPREFILL_SPLIT=off leaves it to llama.cpp\n",
+    const std::string text = llama_turboprefill_join(counts);
+    LLAMA_LOG_INFO("%s: TurboPrefill: layers per device: %s (the same as -ts %s); TURBOPREFILL_SPLIT=off keeps llama.cpp's own split\n",
             __func__, text.c_str(), text.c_str());
 }

@@ -13,49 +13,49 @@
 static const double TOKENS_PER_READING = 28;     // reading all weights, in tokens that use all of them
 static const double WEIGHTS_PER_LAYER  = 1.6e10; // starting a layer's kernels, in weights that a token could use meanwhile
 
-double turboprefill_guess_ubatch_overhead(const llama_model & model) {
+double llama_turboprefill_guess_ubatch_overhead(const llama_model & model) {
     double n_read = 0; // weights that a ubatch reads
     double n_used = 0; // and those that a token uses
     for (const auto & [name, tensor] : model.tensors_by_name) {
-        const int il = turboprefill_layer_of(model, name);
-        if (il >= 0 && il < turboprefill_n_layer_run(model)) {
+        const int il = llama_turboprefill_layer_of(model, name);
+        if (il >= 0 && il < llama_turboprefill_n_layer_run(model)) {
             n_read += ggml_nelements(tensor);
-            n_used += turboprefill_weights_used(model, il, name, tensor);
+            n_used += llama_turboprefill_weights_used(model, il, name, tensor);
         }
     }
     if (n_used <= 0) {
         return TOKENS_PER_READING;
     }
-    return (TOKENS_PER_READING*n_read + WEIGHTS_PER_LAYER*turboprefill_n_layer_run(model))/n_used;
+    return (TOKENS_PER_READING*n_read + WEIGHTS_PER_LAYER*llama_turboprefill_n_layer_run(model))/n_used;
 }
 
-double turboprefill_default_ubatch_overhead(const llama_model & model) {
-    const std::string value = turboprefill_getenv("TURBOPREFILL_UBATCH");
+double llama_turboprefill_default_ubatch_overhead(const llama_model & model) {
+    const std::string value = llama_turboprefill_getenv("TURBOPREFILL_UBATCH");
     if (value == "auto") {
-        return turboprefill_guess_ubatch_overhead(model);
+        return llama_turboprefill_guess_ubatch_overhead(model);
     }
     if (value.compare(0, 5, "auto:") == 0 && atof(value.c_str() + 5) > 0) {
         return atof(value.c_str() + 5);
     }
     if (!(value.empty() || value == "off" || value == "0")) {
-        LLAMA_LOG_WARN("%s: TURBOPREFILL_UBATCH=%s is not auto, auto:TOKENS or off: using off\n", __func__, value.c_str());
+        LLAMA_LOG_WARN("%s: TURBOPREFILL_UBATCH=%s: expected auto, auto:TOKENS or off; using off\n", __func__, value.c_str());
     }
     return 0;
 }
 
-static double turboprefill_time(uint32_t n_tokens, uint32_t n_stages, uint32_t size, double overhead) {
+static double llama_turboprefill_time(uint32_t n_tokens, uint32_t n_stages, uint32_t size, double overhead) {
     const uint32_t n_full  = n_tokens/size;
     const uint32_t rest    = n_tokens%size;
     const double   largest = overhead + (n_full > 0 ? size : rest);
     return n_full*(overhead + size) + (rest > 0 ? overhead + rest : 0) + (n_stages - 1)*largest;
 }
 
-uint32_t turboprefill_choose_ubatch(uint32_t n_tokens, uint32_t n_stages, uint32_t n_ubatch, double overhead) {
+uint32_t llama_turboprefill_choose_ubatch(uint32_t n_tokens, uint32_t n_stages, uint32_t n_ubatch, double overhead) {
     uint32_t best = n_ubatch;
     double   time = std::numeric_limits<double>::infinity();
 
     const auto consider = [&](uint32_t size) {
-        const double t = turboprefill_time(n_tokens, n_stages, size, overhead);
+        const double t = llama_turboprefill_time(n_tokens, n_stages, size, overhead);
         if (t <= time) { // of equals the larger one
             time = t;
             best = size;

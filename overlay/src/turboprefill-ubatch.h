@@ -13,10 +13,10 @@
 struct llama_model;
 
 // h, guessed from the model's layers: docs/planner.md. `turboprefill plan --calibrate` measures it
-double turboprefill_guess_ubatch_overhead(const llama_model & model);
+double llama_turboprefill_guess_ubatch_overhead(const llama_model & model);
 
 // TURBOPREFILL_UBATCH: what a ubatch costs in tokens if its size is ours to choose, 0 if it is not
-double turboprefill_default_ubatch_overhead(const llama_model & model);
+double llama_turboprefill_default_ubatch_overhead(const llama_model & model);
 
 // the best size for n_tokens on n_stages, of those that kernels like, at most n_ubatch
-uint32_t turboprefill_choose_ubatch(uint32_t n_tokens, uint32_t n_stages, uint32_t n_ubatch, double overhead);
+uint32_t llama_turboprefill_choose_ubatch(uint32_t n_tokens, uint32_t n_stages, uint32_t n_ubatch, double overhead);

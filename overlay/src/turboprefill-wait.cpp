@@ -12,14 +12,14 @@
 #include <algorithm>
 #include <iterator>
 
-void llama_turboprefill::drain(turboprefill_cause cause) {
+void llama_turboprefill::drain(ggml_turboprefill_cause cause) {
     if (!engine) {
         return;
     }
     submit();
-    turboprefill_drain(engine, cause);
+    ggml_turboprefill_drain(engine, cause);
     // what was decoded before the fault stays readable
-    const bool spoilt = turboprefill_get_failure(engine).ubatch <= turboprefill_last_result(engine);
+    const bool spoilt = ggml_turboprefill_get_failure(engine).ubatch <= ggml_turboprefill_last_result(engine);
     const ggml_status status = recover();
     if (status != GGML_STATUS_SUCCESS) {
         if (spoilt) {
@@ -30,14 +30,14 @@ void llama_turboprefill::drain(turboprefill_cause cause) {
 }
 
 // for a ubatch and all before it. what comes after it may go on, unless one of these has failed
-void llama_turboprefill::wait(int64_t i_ubatch, turboprefill_cause cause) {
+void llama_turboprefill::wait(int64_t i_ubatch, ggml_turboprefill_cause cause) {
     if (!engine) {
         return;
     }
     submit();
-    turboprefill_wait(engine, i_ubatch, cause);
+    ggml_turboprefill_wait(engine, i_ubatch, cause);
 
-    const turboprefill_failure failure = turboprefill_get_failure(engine);
+    const ggml_turboprefill_failure failure = ggml_turboprefill_get_failure(engine);
     if (failure.status != GGML_STATUS_SUCCESS && failure.ubatch <= i_ubatch) {
         drain(cause);
     }
@@ -49,17 +49,17 @@ bool llama_turboprefill::wait_results(int32_t * status) {
         return true;
     }
     submit();
-    if (engine && !turboprefill_idle(engine)) {
-        wait(turboprefill_last_result(engine), TURBOPREFILL_CAUSE_RESULT);
+    if (engine && !ggml_turboprefill_idle(engine)) {
+        wait(ggml_turboprefill_last_result(engine), GGML_TURBOPREFILL_CAUSE_RESULT);
     }
     if (status) {
         *status = take_late_code();
     }
-    return engine && !turboprefill_idle(engine); // else a synchronization has nothing left to wait for, and upstream counts tokens there
+    return engine && !ggml_turboprefill_idle(engine); // else a synchronization has nothing left to wait for, and upstream counts tokens there
 }
 
-void llama_turboprefill::wait_seq(llama_seq_id seq_id, turboprefill_cause cause) {
-    if (!engine || turboprefill_idle(engine)) {
+void llama_turboprefill::wait_seq(llama_seq_id seq_id, ggml_turboprefill_cause cause) {
+    if (!engine || ggml_turboprefill_idle(engine)) {
         drain(cause); // waits for nothing, but a fault may not have been looked at
         return;
     }
@@ -79,11 +79,11 @@ bool llama_turboprefill::wait_state(llama_seq_id seq_id) {
     if (reading) {
         return false;
     }
-    if (!engine || turboprefill_idle(engine)) {
-        drain(TURBOPREFILL_CAUSE_STATE); // as above
+    if (!engine || ggml_turboprefill_idle(engine)) {
+        drain(GGML_TURBOPREFILL_CAUSE_STATE); // as above
         return false;
     }
-    wait_seq(has_moving_state() ? -1 : seq_id, TURBOPREFILL_CAUSE_STATE);
+    wait_seq(has_moving_state() ? -1 : seq_id, GGML_TURBOPREFILL_CAUSE_STATE);
     return true;
 }
 
@@ -96,10 +96,10 @@ bool llama_turboprefill::has_moving_state() const {
 // counts
 //
 
-turboprefill_wait_stats llama_turboprefill::get_wait(turboprefill_cause cause) const {
-    turboprefill_wait_stats wait = waits[cause];
+ggml_turboprefill_wait_stats llama_turboprefill::get_wait(ggml_turboprefill_cause cause) const {
+    ggml_turboprefill_wait_stats wait = waits[cause];
     if (engine) {
-        const turboprefill_wait_stats more = turboprefill_get_stats(engine).waits[cause];
+        const ggml_turboprefill_wait_stats more = ggml_turboprefill_get_stats(engine).waits[cause];
         wait.n    += more.n;
         wait.t_us += more.t_us;
     }
@@ -108,18 +108,18 @@ turboprefill_wait_stats llama_turboprefill::get_wait(turboprefill_cause cause) c
 
 // the engine is about to go
 void llama_turboprefill::keep_waits() {
-    for (int i = 0; i < TURBOPREFILL_N_CAUSES; ++i) {
-        waits[i] = get_wait((turboprefill_cause) i);
+    for (int i = 0; i < GGML_TURBOPREFILL_N_CAUSES; ++i) {
+        waits[i] = get_wait((ggml_turboprefill_cause) i);
     }
 }
 
 void llama_turboprefill::reset_stats() {
     stats = stats_reported = {};
     n_not_prompt = 0;
-    std::fill(std::begin(waits),          std::end(waits),          turboprefill_wait_stats {});
-    std::fill(std::begin(waits_reported), std::end(waits_reported), turboprefill_wait_stats {});
+    std::fill(std::begin(waits),          std::end(waits),          ggml_turboprefill_wait_stats {});
+    std::fill(std::begin(waits_reported), std::end(waits_reported), ggml_turboprefill_wait_stats {});
     if (engine) {
-        turboprefill_reset_stats(engine);
+        ggml_turboprefill_reset_stats(engine);
     }
 }
 
@@ -135,12 +135,12 @@ const char * llama_turboprefill::report() {
     }
 
     std::string list;
-    for (int i = 0; i < TURBOPREFILL_N_CAUSES; ++i) {
-        const turboprefill_wait_stats wait = get_wait((turboprefill_cause) i);
+    for (int i = 0; i < GGML_TURBOPREFILL_N_CAUSES; ++i) {
+        const ggml_turboprefill_wait_stats wait = get_wait((ggml_turboprefill_cause) i);
         const int64_t n    = wait.n    - waits_reported[i].n;
         const int64_t t_us = wait.t_us - waits_reported[i].t_us;
-        if (n > 0 && i != TURBOPREFILL_CAUSE_SLOT) {
-            list += format("%s%lld %s (%.1f ms)", list.empty() ? "" : ", ", (long long) n, turboprefill_cause_name((turboprefill_cause) i), t_us/1e3);
+        if (n > 0 && i != GGML_TURBOPREFILL_CAUSE_SLOT) {
+            list += format("%s%lld %s (%.1f ms)", list.empty() ? "" : ", ", (long long) n, ggml_turboprefill_cause_name((ggml_turboprefill_cause) i), t_us/1e3);
         }
         waits_reported[i] = wait;
     }

@@ -9,13 +9,13 @@
 #include <exception>
 #include <utility>
 
-static void turboprefill_stage_init(turboprefill_stage & stage, ggml_backend_sched_t sched, ggml_backend_t backend, int n_slots) {
+static void ggml_turboprefill_worker_init(ggml_turboprefill_worker & worker, ggml_backend_sched_t sched, ggml_backend_t backend, int n_slots) {
     ggml_backend_dev_t dev = ggml_backend_get_device(backend);
 
-    stage.backend = backend;
-    stage.buft    = ggml_backend_sched_get_buffer_type(sched, backend);
-    stage.device  = ggml_backend_dev_name(dev);
-    stage.upload  = backend;
+    worker.backend = backend;
+    worker.buft    = ggml_backend_sched_get_buffer_type(sched, backend);
+    worker.device  = ggml_backend_dev_name(dev);
+    worker.upload  = backend;
 
     if (backend->iface.event_record == nullptr || backend->iface.event_wait == nullptr) {
         return;
@@ -24,106 +24,106 @@ static void turboprefill_stage_init(turboprefill_stage & stage, ggml_backend_sch
         ggml_backend_event_ptr inputs_done { ggml_backend_event_new(dev) };
         ggml_backend_event_ptr split_done  { ggml_backend_event_new(dev) };
         if (!inputs_done || !split_done) {
-            stage.inputs_done.clear();
-            stage.split_done.clear();
+            worker.inputs_done.clear();
+            worker.split_done.clear();
             return;
         }
-        stage.inputs_done.push_back(std::move(inputs_done));
-        stage.split_done.push_back(std::move(split_done));
+        worker.inputs_done.push_back(std::move(inputs_done));
+        worker.split_done.push_back(std::move(split_done));
     }
 
-    stage.upload_owned.reset(ggml_backend_dev_init(dev, nullptr));
-    if (stage.upload_owned) {
-        stage.upload = stage.upload_owned.get();
+    worker.upload_owned.reset(ggml_backend_dev_init(dev, nullptr));
+    if (worker.upload_owned) {
+        worker.upload = worker.upload_owned.get();
     }
 }
 
-static void turboprefill_stop_workers(turboprefill_engine * engine) {
+static void ggml_turboprefill_stop_workers(ggml_turboprefill_engine * engine) {
     {
         std::lock_guard<std::mutex> lock(engine->mutex);
         engine->stop = true;
     }
     engine->progress.notify_all();
-    for (auto & stage : engine->stages) {
-        if (stage->worker.joinable()) {
-            stage->worker.join();
+    for (auto & worker : engine->workers) {
+        if (worker->thread.joinable()) {
+            worker->thread.join();
         }
     }
 }
 
 // host memory if it is of the same kind
-static void turboprefill_take_over(turboprefill_engine * engine, turboprefill_parts & parts) {
+static void ggml_turboprefill_take_over(ggml_turboprefill_engine * engine, ggml_turboprefill_parts & parts) {
     const auto size = [](const ggml_backend_buffer_ptr & buf) { return buf ? ggml_backend_buffer_get_size(buf.get()) : 0; };
 
     for (size_t i = 0; i < std::min(parts.host.size(), engine->slots.size()) && parts.host_buft == engine->host_buft; i++) {
         engine->slots[i]->host = std::move(parts.host[i]);
         engine->mem_host += size(engine->slots[i]->host);
     }
-    for (size_t i = 0; i < std::min(parts.stages.size(), engine->stages.size()); i++) {
-        turboprefill_stage & stage = *engine->stages[i];
-        if (parts.stages[i].buft != stage.staging_buft) {
+    for (size_t i = 0; i < std::min(parts.workers.size(), engine->workers.size()); i++) {
+        ggml_turboprefill_worker & worker = *engine->workers[i];
+        if (parts.workers[i].buft != worker.staging_buft) {
             continue;
         }
-        stage.staging = std::move(parts.stages[i].staging);
-        for (const auto & buf : stage.staging) {
+        worker.staging = std::move(parts.workers[i].staging);
+        for (const auto & buf : worker.staging) {
             engine->mem_host += size(buf);
         }
     }
 }
 
 // memory that a device copies from and to while it computes, nullptr: it has none of its own
-static ggml_backend_buffer_type_t turboprefill_pinned(const turboprefill_stage & stage) {
-    return ggml_backend_dev_host_buffer_type(ggml_backend_get_device(stage.backend));
+static ggml_backend_buffer_type_t ggml_turboprefill_pinned(const ggml_turboprefill_worker & worker) {
+    return ggml_backend_dev_host_buffer_type(ggml_backend_get_device(worker.backend));
 }
 
 // The scheduler asks its first device for pinned memory. That may be an RPC server, which has none, before devices that block
 // without: each boundary asks both its ends, user inputs ask all.
-static void turboprefill_choose_host(turboprefill_engine * engine, const std::vector<turboprefill_boundary> & boundaries) {
-    const auto & stages = engine->stages;
-    engine->host_buft = ggml_backend_sched_get_buffer_type(engine->sched, stages.back()->backend);
-    for (size_t i = 0; i < stages.size() && !turboprefill_pinned(*stages[0]); i++) {
-        if (auto * buft = turboprefill_pinned(*stages[i])) {
+static void ggml_turboprefill_choose_host(ggml_turboprefill_engine * engine, const std::vector<ggml_turboprefill_boundary> & boundaries) {
+    const auto & workers = engine->workers;
+    engine->host_buft = ggml_backend_sched_get_buffer_type(engine->sched, workers.back()->backend);
+    for (size_t i = 0; i < workers.size() && !ggml_turboprefill_pinned(*workers[0]); i++) {
+        if (auto * buft = ggml_turboprefill_pinned(*workers[i])) {
             engine->host_buft = buft;
             break;
         }
     }
-    for (const auto & stage : stages) {
-        auto * buft = turboprefill_pinned(*stage);
-        stage->staging_buft = buft ? buft : engine->host_buft;
+    for (const auto & worker : workers) {
+        auto * buft = ggml_turboprefill_pinned(*worker);
+        worker->staging_buft = buft ? buft : engine->host_buft;
     }
     for (const auto & boundary : boundaries) {
-        auto * buft = turboprefill_pinned(*stages[boundary.from]);
-        if (buft && !turboprefill_pinned(*stages[boundary.to])) {
-            stages[boundary.to]->staging_buft = buft;
+        auto * buft = ggml_turboprefill_pinned(*workers[boundary.from]);
+        if (buft && !ggml_turboprefill_pinned(*workers[boundary.to])) {
+            workers[boundary.to]->staging_buft = buft;
         }
     }
 }
 
-turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const ggml_cgraph * graph, turboprefill_params params, turboprefill_parts * parts) {
-    const std::unique_ptr<turboprefill_parts> parts_owned(parts);
+ggml_turboprefill_engine * ggml_turboprefill_engine_new(ggml_backend_sched_t sched, const ggml_cgraph * graph, ggml_turboprefill_params params, ggml_turboprefill_parts * parts) {
+    const std::unique_ptr<ggml_turboprefill_parts> parts_owned(parts);
 
     const int n_backends = ggml_backend_sched_get_n_backends(sched);
 
-    auto engine = std::make_unique<turboprefill_engine>();
+    auto engine = std::make_unique<ggml_turboprefill_engine>();
     engine->sched    = sched;
     engine->params   = params;
     if (!engine->params.health) {
-        engine->params.health = turboprefill_health_new();
+        engine->params.health = ggml_turboprefill_health_new();
     }
-    engine->n_copies = ggml_backend_sched_get_n_copies(sched) > 1 ? ggml_backend_sched_get_n_copies(sched) : TURBOPREFILL_N_LANDINGS;
+    engine->n_copies = ggml_backend_sched_get_n_copies(sched) > 1 ? ggml_backend_sched_get_n_copies(sched) : GGML_TURBOPREFILL_N_LANDINGS;
 
     // where user inputs lie decides how they are padded, and their size how many slots there are
-    const auto boundaries = turboprefill_sched_boundaries(sched);
+    const auto boundaries = ggml_turboprefill_sched_boundaries(sched);
     for (int i = 0; i < n_backends; i++) {
-        engine->stages.push_back(std::make_unique<turboprefill_stage>());
-        engine->stages.back()->backend = ggml_backend_sched_get_backend(sched, i);
+        engine->workers.push_back(std::make_unique<ggml_turboprefill_worker>());
+        engine->workers.back()->backend = ggml_backend_sched_get_backend(sched, i);
     }
-    turboprefill_choose_host(engine.get(), boundaries);
+    ggml_turboprefill_choose_host(engine.get(), boundaries);
 
-    const size_t n_bytes_user = std::max<size_t>(turboprefill_sched_user_bytes(engine.get(), graph), 1);
+    const size_t n_bytes_user = std::max<size_t>(ggml_turboprefill_graph_user_bytes(engine.get(), graph), 1);
 
-    // a ubatch per stage, one that is captured, one that waits in front of the first stage; fewer if memory is short
-    const int n_slots_min = std::max(engine->n_copies, TURBOPREFILL_N_STAGINGS) + 1;
+    // a ubatch per worker, one that is captured, one that waits in front of the first worker; fewer if memory is short
+    const int n_slots_min = std::max(engine->n_copies, GGML_TURBOPREFILL_N_STAGINGS) + 1;
     if (engine->params.n_slots <= 0) {
         engine->params.n_slots = n_backends + 2;
     }
@@ -131,94 +131,94 @@ turboprefill_engine * turboprefill_engine_new(ggml_backend_sched_t sched, const 
     engine->params.n_slots = std::max(engine->params.n_slots, n_slots_min);
 
     for (int i = 0; i < engine->params.n_slots; i++) {
-        engine->slots.push_back(std::make_unique<turboprefill_slot>());
+        engine->slots.push_back(std::make_unique<ggml_turboprefill_slot>());
         engine->slots.back()->index = i;
         // address space: the pages that a graph does not need are never touched
-        engine->slots.back()->context_buffer = (char *) malloc(turboprefill_sched_context_bytes(sched));
+        engine->slots.back()->context_buffer = (char *) malloc(ggml_turboprefill_sched_context_bytes(sched));
         if (engine->slots.back()->context_buffer == nullptr) {
-            GGML_LOG_WARN("%s: failed to allocate %zu bytes for the graphs of a slot\n", __func__, turboprefill_sched_context_bytes(sched));
+            GGML_LOG_WARN("%s: failed to allocate %zu bytes for the graphs of a slot\n", __func__, ggml_turboprefill_sched_context_bytes(sched));
             return nullptr;
         }
     }
     for (int i = 0; i < n_backends; i++) {
-        turboprefill_stage_init(*engine->stages[i], sched, ggml_backend_sched_get_backend(sched, i), engine->params.n_slots);
+        ggml_turboprefill_worker_init(*engine->workers[i], sched, ggml_backend_sched_get_backend(sched, i), engine->params.n_slots);
     }
 
     if (parts != nullptr) {
-        turboprefill_take_over(engine.get(), *parts);
+        ggml_turboprefill_take_over(engine.get(), *parts);
     }
 
     // for the largest graph that the scheduler has reserved: growing later would drain the pipeline
     for (int i = 0; i < n_backends; i++) {
-        turboprefill_stage & stage = *engine->stages[i];
-        const size_t n_bytes = turboprefill_sched_input_bytes(sched, i);
+        ggml_turboprefill_worker & worker = *engine->workers[i];
+        const size_t n_bytes = ggml_turboprefill_sched_input_bytes(sched, i);
         if (ggml_backend_sched_get_n_copies(sched) > 1) {
-            stage.landing_size = n_bytes;
-        } else if (n_bytes > 0 && !turboprefill_reserve_landing(engine.get(), stage, n_bytes)) {
+            worker.landing_size = n_bytes;
+        } else if (n_bytes > 0 && !ggml_turboprefill_reserve_landing(engine.get(), worker, n_bytes)) {
             return nullptr;
         }
     }
     std::vector<size_t> n_bytes_out(n_backends, 0), n_bytes_staged(n_backends, 0);
     for (const auto & boundary : boundaries) {
         n_bytes_out[boundary.from] += boundary.n_bytes;
-        if (!turboprefill_make_link(engine.get(), boundary.from, boundary.to)) {
-            n_bytes_staged[boundary.to] += GGML_PAD(boundary.n_bytes, TURBOPREFILL_STAGING_ALIGNMENT);
+        if (!ggml_turboprefill_make_link(engine.get(), boundary.from, boundary.to)) {
+            n_bytes_staged[boundary.to] += GGML_PAD(boundary.n_bytes, GGML_TURBOPREFILL_STAGING_ALIGNMENT);
         }
     }
     for (int i = 0; i < n_backends; i++) {
-        turboprefill_outbox_init(engine.get(), *engine->stages[i], n_bytes_out[i]);
-        if (n_bytes_staged[i] > 0 && !turboprefill_reserve_staging(engine.get(), *engine->stages[i], n_bytes_staged[i])) {
+        ggml_turboprefill_outbox_init(engine.get(), *engine->workers[i], n_bytes_out[i]);
+        if (n_bytes_staged[i] > 0 && !ggml_turboprefill_reserve_staging(engine.get(), *engine->workers[i], n_bytes_staged[i])) {
             return nullptr;
         }
     }
     for (auto & slot : engine->slots) {
         // the fewest slots may be too much at once: then they grow with the prompt, and drivers wait for all devices when they pin memory
-        if (!turboprefill_reserve(slot->host, engine->host_buft, std::min(n_bytes_user, params.max_host_bytes/engine->slots.size()), engine->mem_host)) {
+        if (!ggml_turboprefill_reserve(slot->host, engine->host_buft, std::min(n_bytes_user, params.max_host_bytes/engine->slots.size()), engine->mem_host)) {
             return nullptr;
         }
     }
 
     try {
         for (int i = 0; i < n_backends; i++) {
-            engine->stages[i]->worker = std::thread(turboprefill_work, engine.get(), i);
+            engine->workers[i]->thread = std::thread(ggml_turboprefill_work, engine.get(), i);
         }
-        turboprefill_watch(engine.get());
+        ggml_turboprefill_watch(engine.get());
     } catch (const std::exception & err) {
         GGML_LOG_ERROR("%s: failed to start the workers: %s\n", __func__, err.what());
-        turboprefill_stop_workers(engine.get());
+        ggml_turboprefill_stop_workers(engine.get());
         return nullptr;
     }
 
-    turboprefill_sched_set_engine(sched, engine.get());
+    ggml_turboprefill_sched_set_engine(sched, engine.get());
     return engine.release();
 }
 
-turboprefill_parts * turboprefill_engine_dismantle(turboprefill_engine * engine) {
-    turboprefill_drain(engine, TURBOPREFILL_CAUSE_SETTING);
+ggml_turboprefill_parts * ggml_turboprefill_engine_dismantle(ggml_turboprefill_engine * engine) {
+    ggml_turboprefill_drain(engine, GGML_TURBOPREFILL_CAUSE_SETTING);
 
-    auto parts = std::make_unique<turboprefill_parts>();
+    auto parts = std::make_unique<ggml_turboprefill_parts>();
     parts->host_buft = engine->host_buft;
     for (auto & slot : engine->slots) {
         parts->host.push_back(std::move(slot->host));
     }
-    for (auto & stage : engine->stages) {
-        parts->stages.push_back({ stage->staging_buft, std::move(stage->staging) });
+    for (auto & worker : engine->workers) {
+        parts->workers.push_back({ worker->staging_buft, std::move(worker->staging) });
     }
-    turboprefill_engine_free(engine);
+    ggml_turboprefill_engine_free(engine);
     return parts.release();
 }
 
-void turboprefill_parts_free(turboprefill_parts * parts) {
+void ggml_turboprefill_parts_free(ggml_turboprefill_parts * parts) {
     delete parts;
 }
 
-void turboprefill_engine_free(turboprefill_engine * engine) {
+void ggml_turboprefill_engine_free(ggml_turboprefill_engine * engine) {
     if (engine == nullptr) {
         return;
     }
-    turboprefill_drain(engine, TURBOPREFILL_CAUSE_SETTING);
-    turboprefill_sched_set_engine(engine->sched, nullptr);
+    ggml_turboprefill_drain(engine, GGML_TURBOPREFILL_CAUSE_SETTING);
+    ggml_turboprefill_sched_set_engine(engine->sched, nullptr);
     engine->watchdog.reset();
-    turboprefill_stop_workers(engine);
+    ggml_turboprefill_stop_workers(engine);
     delete engine;
 }

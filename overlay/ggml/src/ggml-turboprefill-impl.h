@@ -21,43 +21,43 @@
 
 // landing regions of a device, when the scheduler has no copies of its own, and host regions of a boundary.
 // two would do: one is read while the other is written. the third absorbs jitter on the host side, where it is cheap
-#define TURBOPREFILL_N_LANDINGS 2
-#define TURBOPREFILL_N_STAGINGS 3
-#define TURBOPREFILL_STAGING_ALIGNMENT 256
+#define GGML_TURBOPREFILL_N_LANDINGS 2
+#define GGML_TURBOPREFILL_N_STAGINGS 3
+#define GGML_TURBOPREFILL_STAGING_ALIGNMENT 256
 // regions of a device that its boundaries leave from, while the next ubatch is computed
-#define TURBOPREFILL_N_OUTBOXES 2
+#define GGML_TURBOPREFILL_N_OUTBOXES 2
 // plans are kept for so many kinds of graphs: a plan is half a megabyte of host memory for a large model
-#define TURBOPREFILL_MAX_KINDS 16
+#define GGML_TURBOPREFILL_MAX_KINDS 16
 
 // a tensor that a split reads and that something else wrote
-struct turboprefill_input {
+struct ggml_turboprefill_input {
     ggml_tensor * src;
     ggml_tensor * dst;     // its copy on the split's device
-    int           source;  // stage that computes src; -1: a user input in the slot's host memory
+    int           source;  // worker that computes src; -1: a user input in the slot's host memory
     size_t        offset;  // in the staging region, if it goes through one
-    ggml_tensor   outbox;  // src in the outbox of its stage, if that has one
+    ggml_tensor   outbox;  // src in the outbox of its worker, if that has one
 };
 
 // a result that the caller asked for
-struct turboprefill_output {
+struct ggml_turboprefill_output {
     const ggml_tensor * tensor;
     void *              data;
     size_t              offset;
     size_t              size;
 };
 
-struct turboprefill_split {
-    int         stage;
+struct ggml_turboprefill_split {
+    int         backend_id;
     ggml_cgraph graph;
-    std::vector<turboprefill_input>  inputs;
-    std::vector<turboprefill_output> outputs;
+    std::vector<ggml_turboprefill_input>  inputs;
+    std::vector<ggml_turboprefill_output> outputs;
 };
 
-struct turboprefill_slot {
+struct ggml_turboprefill_slot {
     int     index;
     int64_t ubatch = -1; // counted from the start of the engine
 
-    std::vector<turboprefill_split> splits; // [n_splits], in the order of the graph
+    std::vector<ggml_turboprefill_split> splits; // [n_splits], in the order of the graph
 
     // what the scheduler wrote while it split the graph: copies of inputs live in there
     char         * context_buffer = nullptr; // as large as the scheduler's, which it takes turns with
@@ -68,74 +68,74 @@ struct turboprefill_slot {
     std::function<void(ggml_backend_t)> before_compute;
     int trace_ubatch = 0;
 
-    ~turboprefill_slot() {
+    ~ggml_turboprefill_slot() {
         ggml_free(ctx);
         free(context_buffer);
     }
 };
 
-struct turboprefill_link {
+struct ggml_turboprefill_link {
     bool peer = false;
     ggml_backend_ptr receiver; // instance on the receiving device: its stream takes the wait that comes with a peer copy
 };
 
-// a tensor from one stage to another
-struct turboprefill_boundary {
+// a tensor from one worker to another
+struct ggml_turboprefill_boundary {
     int    from;
     int    to;
     size_t n_bytes; // in the outbox
 };
 
-struct turboprefill_plan_deleter {
-    void operator()(struct turboprefill_plan * plan) const { turboprefill_plan_free(plan); }
+struct ggml_turboprefill_plan_deleter {
+    void operator()(struct ggml_turboprefill_plan * plan) const { ggml_turboprefill_plan_free(plan); }
 };
-typedef std::unique_ptr<struct turboprefill_plan, turboprefill_plan_deleter> turboprefill_plan_ptr;
+typedef std::unique_ptr<struct ggml_turboprefill_plan, ggml_turboprefill_plan_deleter> ggml_turboprefill_plan_ptr;
 
 // a plan for all graphs of a kind
-struct turboprefill_kind {
+struct ggml_turboprefill_kind {
     uint64_t              id; // of the nodes with their operations, sources and devices
-    turboprefill_plan_ptr plan;
+    ggml_turboprefill_plan_ptr plan;
 };
 
 // what outlives an engine, as it is slow to get: the scheduler is replaced whenever a setting changes the graph
-struct turboprefill_parts {
-    struct stage {
+struct ggml_turboprefill_parts {
+    struct worker {
         ggml_backend_buffer_type_t           buft;
         std::vector<ggml_backend_buffer_ptr> staging;
     };
     ggml_backend_buffer_type_t host_buft;
     std::vector<ggml_backend_buffer_ptr> host; // of slots
-    std::vector<stage> stages;
+    std::vector<worker> workers;
 };
 
 // what a thread does now, for the watchdog. the order is that of the words there
-enum turboprefill_activity {
-    TURBOPREFILL_DOES_NOTHING,
-    TURBOPREFILL_UPLOADS,
-    TURBOPREFILL_COMPUTES,
-    TURBOPREFILL_HANDS_OVER,
-    TURBOPREFILL_FINISHES,
-    TURBOPREFILL_WAITS_FOR_STAGE,  // until another worker has handed its ubatch to its device
-    TURBOPREFILL_WAITS_FOR_DEVICE, // until another device has computed it
+enum ggml_turboprefill_activity {
+    GGML_TURBOPREFILL_DOES_NOTHING,
+    GGML_TURBOPREFILL_UPLOADS,
+    GGML_TURBOPREFILL_COMPUTES,
+    GGML_TURBOPREFILL_HANDS_OVER,
+    GGML_TURBOPREFILL_FINISHES,
+    GGML_TURBOPREFILL_WAITS_FOR_WORKER,  // until another worker has handed its ubatch to its device
+    GGML_TURBOPREFILL_WAITS_FOR_DEVICE, // until another device has computed it
 };
 
-struct turboprefill_waiter {
-    std::atomic<int> doing { TURBOPREFILL_DOES_NOTHING };
-    std::atomic<int> other { -1 }; // stage that it waits for
+struct ggml_turboprefill_waiter {
+    std::atomic<int> doing { GGML_TURBOPREFILL_DOES_NOTHING };
+    std::atomic<int> other { -1 }; // worker that it waits for
 
-    void does(turboprefill_activity activity, int stage = -1) {
-        other.store(stage,    std::memory_order_relaxed);
+    void does(ggml_turboprefill_activity activity, int worker = -1) {
+        other.store(worker,    std::memory_order_relaxed);
         doing.store(activity, std::memory_order_relaxed);
     }
 };
 
-struct turboprefill_watchdog;
-struct turboprefill_watchdog_deleter {
-    void operator()(turboprefill_watchdog * watchdog) const;
+struct ggml_turboprefill_watchdog;
+struct ggml_turboprefill_watchdog_deleter {
+    void operator()(ggml_turboprefill_watchdog * watchdog) const;
 };
 
 // one per backend of the scheduler. a backend without a split only counts ubatches
-struct turboprefill_stage {
+struct ggml_turboprefill_worker {
     ggml_backend_t             backend;
     ggml_backend_buffer_type_t buft;
     std::string                device;
@@ -145,8 +145,8 @@ struct turboprefill_stage {
 
     // stream on which boundaries leave, from an outbox: nullptr if they leave from where they were computed
     ggml_backend_ptr download;
-    std::vector<ggml_backend_buffer_ptr> outbox; // [TURBOPREFILL_N_OUTBOXES]
-    int outbox_slot[TURBOPREFILL_N_OUTBOXES];    // whose boundary_done says that the region is free, -1: it is. worker only
+    std::vector<ggml_backend_buffer_ptr> outbox; // [GGML_TURBOPREFILL_N_OUTBOXES]
+    int outbox_slot[GGML_TURBOPREFILL_N_OUTBOXES];    // whose boundary_done says that the region is free, -1: it is. worker only
 
     // ubatch u uses [u % n_slots]
     std::vector<ggml_backend_event_ptr> inputs_done; // [n_slots] inputs are on the device
@@ -154,16 +154,16 @@ struct turboprefill_stage {
     std::vector<ggml_backend_event_ptr> outbox_full;   // [n_slots] boundary is in the outbox
     std::vector<ggml_backend_event_ptr> boundary_done; // [n_slots] boundary handed over
 
-    std::vector<ggml_backend_buffer_ptr> landing; // [TURBOPREFILL_N_LANDINGS] or none: in front of the compute buffer
+    std::vector<ggml_backend_buffer_ptr> landing; // [GGML_TURBOPREFILL_N_LANDINGS] or none: in front of the compute buffer
     size_t landing_size = 0;                      // of each region there
-    std::vector<ggml_backend_buffer_ptr> staging; // [TURBOPREFILL_N_STAGINGS] host memory for the boundary that arrives here
+    std::vector<ggml_backend_buffer_ptr> staging; // [GGML_TURBOPREFILL_N_STAGINGS] host memory for the boundary that arrives here
     ggml_backend_buffer_type_t staging_buft;      // pinned by whoever can: this device, or those that the boundary comes from
 
-    std::map<int, turboprefill_link> links; // to other stages, by their index
+    std::map<int, ggml_turboprefill_link> links; // to other workers, by their index
 
-    std::thread         worker;
-    turboprefill_waiter activity;
-    int64_t             n_issued = 0; // ubatches that this stage has handed to its device; guarded by the engine's mutex
+    std::thread         thread;
+    ggml_turboprefill_waiter activity;
+    int64_t             n_issued = 0; // ubatches that this worker has handed to its device; guarded by the engine's mutex
 
     // stats; guarded by the engine's mutex
     int64_t  n_ubatches = 0;
@@ -175,12 +175,12 @@ struct turboprefill_stage {
     bool has_outbox() const { return download != nullptr; }
 };
 
-struct turboprefill_engine {
+struct ggml_turboprefill_engine {
     ggml_backend_sched_t sched;
-    turboprefill_params  params;
+    ggml_turboprefill_params  params;
 
-    std::vector<std::unique_ptr<turboprefill_stage>> stages; // [n_backends]
-    std::vector<std::unique_ptr<turboprefill_slot>>  slots;  // [n_slots]
+    std::vector<std::unique_ptr<ggml_turboprefill_worker>> workers; // [n_backends]
+    std::vector<std::unique_ptr<ggml_turboprefill_slot>>  slots;  // [n_slots]
 
     ggml_backend_buffer_type_t host_buft; // of user inputs, which several devices read
 
@@ -191,77 +191,86 @@ struct turboprefill_engine {
     std::condition_variable progress;
     int64_t n_submitted = 0;     // guarded by mutex; written by the caller's thread only, which reads it as it likes
     bool    stop        = false; // guarded by mutex
-    turboprefill_failure failure = { GGML_STATUS_SUCCESS, -1 }; // guarded by mutex
+    ggml_turboprefill_failure failure = { GGML_STATUS_SUCCESS, -1 }; // guarded by mutex
 
-    std::atomic<turboprefill_trace *> trace { nullptr };
+    std::atomic<ggml_turboprefill_trace *> trace { nullptr };
 
     // caller's thread only
-    std::vector<turboprefill_kind> kinds; // of graphs, the one that was used last in front
+    std::vector<ggml_turboprefill_kind> kinds; // of graphs, the one that was used last in front
     std::atomic<int64_t> n_done { 0 }; // ubatches that are known to be computed; the watchdog reads it
     int64_t  i_result   = -1; // the last ubatch that was submitted with results
     uint64_t mem_host   = 0;
     uint64_t mem_device = 0;
-    turboprefill_wait_stats waits[TURBOPREFILL_N_CAUSES] = {};
+    ggml_turboprefill_wait_stats waits[GGML_TURBOPREFILL_N_CAUSES] = {};
 
     uint64_t n_bytes_moved  = 0; // guarded by mutex
 
     // for the watchdog
-    turboprefill_waiter caller;
+    ggml_turboprefill_waiter caller;
     std::atomic<int>    caller_cause { -1 }; // why the caller's thread waits, -1: it does not
-    std::unique_ptr<turboprefill_watchdog, turboprefill_watchdog_deleter> watchdog;
+    std::unique_ptr<ggml_turboprefill_watchdog, ggml_turboprefill_watchdog_deleter> watchdog;
 };
 
 // ggml-turboprefill-watchdog.cpp
-void turboprefill_watch(turboprefill_engine * engine); // from now on, until the engine's watchdog goes
+void ggml_turboprefill_watch(ggml_turboprefill_engine * engine); // from now on, until the engine's watchdog goes
 
 // ggml-turboprefill-worker.cpp
-void turboprefill_work(turboprefill_engine * engine, int s); // until the engine stops
-void turboprefill_wait_issued(turboprefill_engine * engine, turboprefill_waiter & waiter, int s, int64_t ubatch); // of stage s
+void ggml_turboprefill_work(ggml_turboprefill_engine * engine, int s); // until the engine stops
+void ggml_turboprefill_wait_issued(ggml_turboprefill_engine * engine, ggml_turboprefill_waiter & waiter, int s, int64_t ubatch); // of worker s
 
 // ggml-turboprefill-transport.cpp
-bool turboprefill_make_link(turboprefill_engine * engine, int from, int to); // true: peer copies
-void turboprefill_outbox_init(turboprefill_engine * engine, turboprefill_stage & stage, size_t size);
+bool ggml_turboprefill_make_link(ggml_turboprefill_engine * engine, int from, int to); // true: peer copies
+void ggml_turboprefill_outbox_init(ggml_turboprefill_engine * engine, ggml_turboprefill_worker & worker, size_t size);
 
 // ggml-turboprefill-memory.cpp
-bool turboprefill_reserve(ggml_backend_buffer_ptr & buf, ggml_backend_buffer_type_t buft, size_t size, uint64_t & total);
-bool turboprefill_reserve_host   (turboprefill_engine * engine, ggml_backend_buffer_ptr & buf, size_t size);
-bool turboprefill_reserve_landing(turboprefill_engine * engine, turboprefill_stage & stage, size_t size);
-bool turboprefill_reserve_staging(turboprefill_engine * engine, turboprefill_stage & stage, size_t size);
-bool turboprefill_reserve_outbox (turboprefill_engine * engine, turboprefill_stage & stage, size_t size);
+bool ggml_turboprefill_reserve(ggml_backend_buffer_ptr & buf, ggml_backend_buffer_type_t buft, size_t size, uint64_t & total);
+bool ggml_turboprefill_reserve_host   (ggml_turboprefill_engine * engine, ggml_backend_buffer_ptr & buf, size_t size);
+bool ggml_turboprefill_reserve_landing(ggml_turboprefill_engine * engine, ggml_turboprefill_worker & worker, size_t size);
+bool ggml_turboprefill_reserve_staging(ggml_turboprefill_engine * engine, ggml_turboprefill_worker & worker, size_t size);
+bool ggml_turboprefill_reserve_outbox (ggml_turboprefill_engine * engine, ggml_turboprefill_worker & worker, size_t size);
 
 // ggml-turboprefill-trace.cpp
 // begin right before a split is handed to its backend, end right after. trace may be nullptr
-void turboprefill_trace_begin(turboprefill_trace * trace, ggml_backend_t backend);
-void turboprefill_trace_end  (turboprefill_trace * trace, ggml_backend_t backend, int stage, int ubatch, bool pipelined);
-int  turboprefill_trace_next_ubatch(turboprefill_trace * trace);
-int  turboprefill_trace_cur_ubatch (turboprefill_trace * trace);
+void ggml_turboprefill_trace_begin(ggml_turboprefill_trace * trace, ggml_backend_t backend);
+void ggml_turboprefill_trace_end  (ggml_turboprefill_trace * trace, ggml_backend_t backend, int stage, int ubatch, bool pipelined);
+int  ggml_turboprefill_trace_next_ubatch(ggml_turboprefill_trace * trace);
+int  ggml_turboprefill_trace_cur_ubatch (ggml_turboprefill_trace * trace);
 
-// ggml-turboprefill-sched.inc and -order.inc: the scheduler's hooks, in the order in which they stand in ggml-backend.cpp
-bool turboprefill_queue_output (ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size);
-ggml_backend_t turboprefill_optimizer(ggml_backend_t backend);
-bool turboprefill_record_read  (const ggml_tensor * tensor, void * data, size_t offset, size_t size);
-void turboprefill_regroup      (ggml_backend_sched_t sched, ggml_cgraph * graph);
-void turboprefill_sched_drain  (ggml_backend_sched_t sched); // the devices are about to be read or used by somebody else
-void turboprefill_sched_compute(ggml_backend_sched_t sched); // a graph is about to be computed on the standard path
+// ggml-turboprefill-thread.cpp
+struct ggml_turboprefill_thread {
+    ggml_turboprefill_engine * captured_by = nullptr;
+    ggml_turboprefill_slot   * captured    = nullptr; // captured and not yet submitted
+    ggml_turboprefill_engine * splitting   = nullptr; // whose graph is being split
+    std::vector<ggml_turboprefill_tensor_read> * reads = nullptr; // where reads of tensors are recorded
+};
+ggml_turboprefill_thread & ggml_turboprefill_this_thread();
+
+// the hooks in ggml-backend.cpp, in the order in which they stand there
+ggml_backend_t ggml_turboprefill_optimizer(ggml_backend_t backend);
+bool ggml_turboprefill_record_read  (const ggml_tensor * tensor, void * data, size_t offset, size_t size);
+bool ggml_turboprefill_queue_output (ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size);
+void ggml_turboprefill_regroup      (ggml_backend_sched_t sched, ggml_cgraph * graph);
+void ggml_turboprefill_sched_drain  (ggml_backend_sched_t sched); // the devices are about to be read or used by somebody else
+void ggml_turboprefill_sched_compute(ggml_backend_sched_t sched); // a graph is about to be computed on the standard path
 
 // while it lives, the watchdog knows that the caller's thread waits
-struct turboprefill_watched {
-    turboprefill_watched(turboprefill_engine * engine, turboprefill_cause cause) : engine(engine), cause(cause) {
+struct ggml_turboprefill_watched {
+    ggml_turboprefill_watched(ggml_turboprefill_engine * engine, ggml_turboprefill_cause cause) : engine(engine), cause(cause) {
         engine->caller_cause = cause;
     }
-    ~turboprefill_watched() {
+    ~ggml_turboprefill_watched() {
         engine->caller_cause = -1;
-        engine->caller.does(TURBOPREFILL_DOES_NOTHING);
+        engine->caller.does(GGML_TURBOPREFILL_DOES_NOTHING);
     }
 
-    turboprefill_engine * const engine;
-    const turboprefill_cause    cause;
+    ggml_turboprefill_engine * const engine;
+    const ggml_turboprefill_cause    cause;
 };
 
 // and that is counted
-struct turboprefill_waiting : turboprefill_watched {
-    turboprefill_waiting(turboprefill_engine * engine, turboprefill_cause cause) : turboprefill_watched(engine, cause), t_start_us(ggml_time_us()) {}
-    ~turboprefill_waiting() {
+struct ggml_turboprefill_waiting : ggml_turboprefill_watched {
+    ggml_turboprefill_waiting(ggml_turboprefill_engine * engine, ggml_turboprefill_cause cause) : ggml_turboprefill_watched(engine, cause), t_start_us(ggml_time_us()) {}
+    ~ggml_turboprefill_waiting() {
         engine->waits[cause].n++;
         engine->waits[cause].t_us += ggml_time_us() - t_start_us;
     }
@@ -269,12 +278,21 @@ struct turboprefill_waiting : turboprefill_watched {
     const int64_t t_start_us;
 };
 
-// ggml-turboprefill-sched.inc: for the engine
-void   turboprefill_sched_release(turboprefill_engine * engine, turboprefill_slot * slot, bool take_ctx);
-size_t turboprefill_sched_context_bytes(ggml_backend_sched_t sched);
-// bytes of all inputs of a stage's split in the last graph that was split
-size_t turboprefill_sched_input_bytes(ggml_backend_sched_t sched, int stage);
-// what stages hand over in the last graph that was split
-std::vector<turboprefill_boundary> turboprefill_sched_boundaries(ggml_backend_sched_t sched);
-// bytes of the user inputs of a graph
-size_t turboprefill_sched_user_bytes(const turboprefill_engine * engine, const ggml_cgraph * graph);
+// ggml-turboprefill-place.cpp
+bool   ggml_turboprefill_is_user_input(const ggml_tensor * tensor); // an input that the user writes, or a view of one
+size_t ggml_turboprefill_padded_size  (ggml_backend_buffer_type_t buft, const ggml_tensor * tensor); // what it takes in a buffer, up to the next one
+void   ggml_turboprefill_place        (ggml_tensor * tensor, ggml_backend_buffer_t buffer, size_t offset);
+size_t ggml_turboprefill_graph_user_bytes(const ggml_turboprefill_engine * engine, const ggml_cgraph * graph); // of its user inputs
+std::vector<ggml_tensor *> ggml_turboprefill_user_inputs(const ggml_cgraph * graph);
+// false: no memory
+bool ggml_turboprefill_place_inputs     (ggml_turboprefill_engine * engine, ggml_turboprefill_slot * slot);
+bool ggml_turboprefill_place_outboxes   (ggml_turboprefill_engine * engine, ggml_turboprefill_slot * slot);
+bool ggml_turboprefill_place_user_inputs(ggml_turboprefill_engine * engine, ggml_turboprefill_slot * slot, ggml_cgraph * graph, const std::vector<ggml_tensor *> & leafs);
+
+// ggml-turboprefill-sched.inc
+void   ggml_turboprefill_sched_release(ggml_turboprefill_engine * engine, ggml_turboprefill_slot * slot, bool take_ctx);
+size_t ggml_turboprefill_sched_context_bytes(ggml_backend_sched_t sched);
+
+// ggml-turboprefill-graph.inc: of the graph that the scheduler has split last
+size_t ggml_turboprefill_sched_input_bytes(ggml_backend_sched_t sched, int backend_id); // of all inputs of the splits on a backend
+std::vector<ggml_turboprefill_boundary> ggml_turboprefill_sched_boundaries(ggml_backend_sched_t sched); // what backends hand to each other

@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-static ggml_backend_buffer_t turboprefill_alloc(ggml_backend_buffer_type_t buft, size_t size) {
+static ggml_backend_buffer_t ggml_turboprefill_alloc(ggml_backend_buffer_type_t buft, size_t size) {
     ggml_backend_buffer_t buf = ggml_backend_buft_alloc_buffer(buft, size);
     if (buf) {
         // as the scheduler's own buffers: not weights, so backends don't cache or convert what is in them
@@ -16,14 +16,14 @@ static ggml_backend_buffer_t turboprefill_alloc(ggml_backend_buffer_type_t buft,
     return buf;
 }
 
-bool turboprefill_reserve(ggml_backend_buffer_ptr & buf, ggml_backend_buffer_type_t buft, size_t size, uint64_t & total) {
+bool ggml_turboprefill_reserve(ggml_backend_buffer_ptr & buf, ggml_backend_buffer_type_t buft, size_t size, uint64_t & total) {
     const size_t size_cur = buf ? ggml_backend_buffer_get_size(buf.get()) : 0;
     if (buf && size_cur >= size) {
         return true;
     }
     buf.reset();
     total -= size_cur;
-    buf.reset(turboprefill_alloc(buft, std::max<size_t>(size, 1)));
+    buf.reset(ggml_turboprefill_alloc(buft, std::max<size_t>(size, 1)));
     if (!buf) {
         GGML_LOG_WARN("%s: failed to allocate %zu bytes in %s\n", __func__, size, ggml_backend_buft_name(buft));
         return false;
@@ -32,37 +32,37 @@ bool turboprefill_reserve(ggml_backend_buffer_ptr & buf, ggml_backend_buffer_typ
     return true;
 }
 
-bool turboprefill_reserve_host(turboprefill_engine * engine, ggml_backend_buffer_ptr & buf, size_t size) {
+bool ggml_turboprefill_reserve_host(ggml_turboprefill_engine * engine, ggml_backend_buffer_ptr & buf, size_t size) {
     if (buf && ggml_backend_buffer_get_size(buf.get()) >= size) {
         return true;
     }
     // masks grow with every ubatch of a long prompt, and pinned memory is slow to get
-    return turboprefill_reserve(buf, engine->host_buft, size + size/2, engine->mem_host);
+    return ggml_turboprefill_reserve(buf, engine->host_buft, size + size/2, engine->mem_host);
 }
 
 // regions that ubatches take in turns: nothing may be in flight when they move
-static bool turboprefill_reserve_regions(turboprefill_engine * engine, std::vector<ggml_backend_buffer_ptr> & regions, int n,
+static bool ggml_turboprefill_reserve_regions(ggml_turboprefill_engine * engine, std::vector<ggml_backend_buffer_ptr> & regions, int n,
         ggml_backend_buffer_type_t buft, size_t size, uint64_t & total) {
     regions.resize(n);
     for (auto & buf : regions) {
         if (!buf || ggml_backend_buffer_get_size(buf.get()) < size) {
-            turboprefill_drain(engine, TURBOPREFILL_CAUSE_BUFFER);
+            ggml_turboprefill_drain(engine, GGML_TURBOPREFILL_CAUSE_BUFFER);
         }
-        if (!turboprefill_reserve(buf, buft, size, total)) {
+        if (!ggml_turboprefill_reserve(buf, buft, size, total)) {
             return false;
         }
     }
     return true;
 }
 
-bool turboprefill_reserve_landing(turboprefill_engine * engine, turboprefill_stage & stage, size_t size) {
-    return turboprefill_reserve_regions(engine, stage.landing, TURBOPREFILL_N_LANDINGS, stage.buft, size, engine->mem_device);
+bool ggml_turboprefill_reserve_landing(ggml_turboprefill_engine * engine, ggml_turboprefill_worker & worker, size_t size) {
+    return ggml_turboprefill_reserve_regions(engine, worker.landing, GGML_TURBOPREFILL_N_LANDINGS, worker.buft, size, engine->mem_device);
 }
 
-bool turboprefill_reserve_staging(turboprefill_engine * engine, turboprefill_stage & stage, size_t size) {
-    return turboprefill_reserve_regions(engine, stage.staging, TURBOPREFILL_N_STAGINGS, stage.staging_buft, size, engine->mem_host);
+bool ggml_turboprefill_reserve_staging(ggml_turboprefill_engine * engine, ggml_turboprefill_worker & worker, size_t size) {
+    return ggml_turboprefill_reserve_regions(engine, worker.staging, GGML_TURBOPREFILL_N_STAGINGS, worker.staging_buft, size, engine->mem_host);
 }
 
-bool turboprefill_reserve_outbox(turboprefill_engine * engine, turboprefill_stage & stage, size_t size) {
-    return turboprefill_reserve_regions(engine, stage.outbox, TURBOPREFILL_N_OUTBOXES, stage.buft, size, engine->mem_device);
+bool ggml_turboprefill_reserve_outbox(ggml_turboprefill_engine * engine, ggml_turboprefill_worker & worker, size_t size) {
+    return ggml_turboprefill_reserve_regions(engine, worker.outbox, GGML_TURBOPREFILL_N_OUTBOXES, worker.buft, size, engine->mem_device);
 }

@@ -15,24 +15,24 @@
 extern "C" {
 #endif
 
-struct turboprefill_plan;
+struct ggml_turboprefill_plan;
 
-struct turboprefill_plan * turboprefill_plan_new (void);
-void                       turboprefill_plan_free(struct turboprefill_plan * plan);
+struct ggml_turboprefill_plan * ggml_turboprefill_plan_new (void);
+void                       ggml_turboprefill_plan_free(struct ggml_turboprefill_plan * plan);
 
 // Plans the graph. false: the allocator's buffers are too small for it
-bool turboprefill_plan_make(struct turboprefill_plan * plan, ggml_gallocr_t galloc, struct ggml_cgraph * graph, const int * node_ids, const int * leaf_ids);
+bool ggml_turboprefill_plan_make(struct ggml_turboprefill_plan * plan, ggml_gallocr_t galloc, struct ggml_cgraph * graph, const int * node_ids, const int * leaf_ids);
 
 // The same, with buffers as large as needed: nothing may be in flight. false: no memory
-bool turboprefill_plan_grow(struct turboprefill_plan * plan, ggml_gallocr_t galloc, struct ggml_cgraph * graph, const int * node_ids, const int * leaf_ids);
+bool ggml_turboprefill_plan_grow(struct ggml_turboprefill_plan * plan, ggml_gallocr_t galloc, struct ggml_cgraph * graph, const int * node_ids, const int * leaf_ids);
 
-bool turboprefill_plan_fits(const struct turboprefill_plan * plan, ggml_gallocr_t galloc, struct ggml_cgraph * graph);
+bool ggml_turboprefill_plan_fits(const struct ggml_turboprefill_plan * plan, ggml_gallocr_t galloc, struct ggml_cgraph * graph);
 
 // Where the plan has a leaf: in which buffer, and how far in. false: nowhere
-bool turboprefill_plan_find(const struct turboprefill_plan * plan, ggml_gallocr_t galloc, int i_leaf, ggml_backend_buffer_t * buffer, size_t * offset);
+bool ggml_turboprefill_plan_find(const struct ggml_turboprefill_plan * plan, ggml_gallocr_t galloc, int i_leaf, ggml_backend_buffer_t * buffer, size_t * offset);
 
 // Gives the tensors of a graph that fits their addresses. The allocator's own plan stays.
-void turboprefill_plan_alloc(struct turboprefill_plan * plan, ggml_gallocr_t galloc, struct ggml_cgraph * graph);
+void ggml_turboprefill_plan_alloc(struct ggml_turboprefill_plan * plan, ggml_gallocr_t galloc, struct ggml_cgraph * graph);
 
 #ifdef __cplusplus
 }

@@ -16,48 +16,48 @@
 #include <deque>
 #include <utility>
 
-#define TURBOPREFILL_TRACE_DELAY_US 1000
+#define GGML_TURBOPREFILL_TRACE_DELAY_US 1000
 
-struct turboprefill_trace_mark {
+struct ggml_turboprefill_trace_mark {
     int64_t t_begin;
     int64_t t_end = 0; // if there are no events
     ggml_backend_event_ptr begin;
     ggml_backend_event_ptr end;
-    turboprefill_span span;
+    ggml_turboprefill_span span;
     bool ended     = false; // guarded by the trace's mutex, as the next one
     bool abandoned = false; // the split failed
 };
 
-using turboprefill_trace_mark_ptr = std::shared_ptr<turboprefill_trace_mark>;
+using ggml_turboprefill_trace_mark_ptr = std::shared_ptr<ggml_turboprefill_trace_mark>;
 
-struct turboprefill_trace_lane {
+struct ggml_turboprefill_trace_lane {
     std::thread thread;
-    std::deque<turboprefill_trace_mark_ptr> queue; // guarded by the trace's mutex
+    std::deque<ggml_turboprefill_trace_mark_ptr> queue; // guarded by the trace's mutex
     // something to read where events are early. the graph's own tensors may be gone when the lane comes to it
     ggml_context_ptr        ctx;
     ggml_backend_buffer_ptr buffer;
     ggml_tensor           * probe = nullptr;
     float                   answer;
-    turboprefill_trace_mark_ptr open; // begun, not yet ended; guarded by the trace's mutex
+    ggml_turboprefill_trace_mark_ptr open; // begun, not yet ended; guarded by the trace's mutex
     int64_t t_last = 0;
     bool    busy   = false;
 };
 
-struct turboprefill_trace {
+struct ggml_turboprefill_trace {
     std::mutex              mutex;
     std::condition_variable changed;
-    std::map<ggml_backend_t, std::unique_ptr<turboprefill_trace_lane>> lanes;
-    std::vector<turboprefill_span> spans;
+    std::map<ggml_backend_t, std::unique_ptr<ggml_turboprefill_trace_lane>> lanes;
+    std::vector<ggml_turboprefill_span> spans;
     std::atomic<int> n_ubatches { 0 };
     bool stop = false;
 };
 
-static bool turboprefill_events_are_early(ggml_backend_t backend) {
+static bool ggml_turboprefill_events_are_early(ggml_backend_t backend) {
     ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(backend->device);
     return reg != nullptr && strcmp(ggml_backend_reg_name(reg), "RPC") == 0;
 }
 
-static ggml_backend_event_ptr turboprefill_trace_record(ggml_backend_t backend) {
+static ggml_backend_event_ptr ggml_turboprefill_trace_record(ggml_backend_t backend) {
     ggml_backend_event_ptr event;
     if (backend->iface.event_record != nullptr) {
         event.reset(ggml_backend_event_new(backend->device));
@@ -68,14 +68,14 @@ static ggml_backend_event_ptr turboprefill_trace_record(ggml_backend_t backend) 
     return event;
 }
 
-static void turboprefill_trace_watch(turboprefill_trace * trace, turboprefill_trace_lane * lane) {
+static void ggml_turboprefill_trace_watch(ggml_turboprefill_trace * trace, ggml_turboprefill_trace_lane * lane) {
     std::unique_lock<std::mutex> lock(trace->mutex);
     while (true) {
         trace->changed.wait(lock, [&] { return trace->stop || !lane->queue.empty(); });
         if (lane->queue.empty()) {
             return;
         }
-        turboprefill_trace_mark_ptr mark = std::move(lane->queue.front());
+        ggml_turboprefill_trace_mark_ptr mark = std::move(lane->queue.front());
         lane->queue.pop_front();
         lane->busy = true;
         lock.unlock();
@@ -100,9 +100,9 @@ static void turboprefill_trace_watch(turboprefill_trace * trace, turboprefill_tr
         if (t_end == 0) {
             if (lane->probe != nullptr) {
                 // requests of one connection are executed in order, so any answer will do
-                std::this_thread::sleep_for(std::chrono::microseconds(TURBOPREFILL_TRACE_DELAY_US));
+                std::this_thread::sleep_for(std::chrono::microseconds(GGML_TURBOPREFILL_TRACE_DELAY_US));
                 ggml_backend_tensor_get_async(mark->span.backend, lane->probe, &lane->answer, 0, sizeof(lane->answer));
-                mark->end = turboprefill_trace_record(mark->span.backend);
+                mark->end = ggml_turboprefill_trace_record(mark->span.backend);
             }
             if (mark->end) {
                 ggml_backend_event_synchronize(mark->end.get());
@@ -121,11 +121,11 @@ static void turboprefill_trace_watch(turboprefill_trace * trace, turboprefill_tr
     }
 }
 
-static turboprefill_trace_lane & turboprefill_trace_get_lane(turboprefill_trace * trace, ggml_backend_t backend) {
+static ggml_turboprefill_trace_lane & ggml_turboprefill_trace_get_lane(ggml_turboprefill_trace * trace, ggml_backend_t backend) {
     auto & lane = trace->lanes[backend];
     if (!lane) {
-        lane = std::make_unique<turboprefill_trace_lane>();
-        if (turboprefill_events_are_early(backend)) {
+        lane = std::make_unique<ggml_turboprefill_trace_lane>();
+        if (ggml_turboprefill_events_are_early(backend)) {
             ggml_init_params params = { ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true };
             lane->ctx.reset(ggml_init(params));
             lane->probe = ggml_new_tensor_1d(lane->ctx.get(), GGML_TYPE_F32, 1);
@@ -134,44 +134,44 @@ static turboprefill_trace_lane & turboprefill_trace_get_lane(turboprefill_trace 
                 lane->probe = nullptr;
             }
         }
-        lane->thread = std::thread(turboprefill_trace_watch, trace, lane.get());
+        lane->thread = std::thread(ggml_turboprefill_trace_watch, trace, lane.get());
     }
     return *lane;
 }
 
 // a split that was begun will not end any more
-static void turboprefill_trace_abandon(turboprefill_trace_lane & lane) {
+static void ggml_turboprefill_trace_abandon(ggml_turboprefill_trace_lane & lane) {
     if (lane.open) {
         lane.open->abandoned = true;
         lane.open.reset();
     }
 }
 
-void turboprefill_trace_begin(turboprefill_trace * trace, ggml_backend_t backend) {
+void ggml_turboprefill_trace_begin(ggml_turboprefill_trace * trace, ggml_backend_t backend) {
     if (trace == nullptr) {
         return;
     }
-    auto mark = std::make_shared<turboprefill_trace_mark>();
+    auto mark = std::make_shared<ggml_turboprefill_trace_mark>();
     mark->t_begin = ggml_time_us();
-    mark->begin   = turboprefill_trace_record(backend);
+    mark->begin   = ggml_turboprefill_trace_record(backend);
 
     std::lock_guard<std::mutex> lock(trace->mutex);
-    auto & lane = turboprefill_trace_get_lane(trace, backend);
-    turboprefill_trace_abandon(lane);
+    auto & lane = ggml_turboprefill_trace_get_lane(trace, backend);
+    ggml_turboprefill_trace_abandon(lane);
     lane.open = mark;
     lane.queue.push_back(std::move(mark));
     trace->changed.notify_all();
 }
 
-void turboprefill_trace_end(turboprefill_trace * trace, ggml_backend_t backend, int stage, int ubatch, bool pipelined) {
+void ggml_turboprefill_trace_end(ggml_turboprefill_trace * trace, ggml_backend_t backend, int stage, int ubatch, bool pipelined) {
     if (trace == nullptr) {
         return;
     }
-    turboprefill_trace_mark_ptr mark;
+    ggml_turboprefill_trace_mark_ptr mark;
     bool probed;
     {
         std::lock_guard<std::mutex> lock(trace->mutex);
-        auto & lane = turboprefill_trace_get_lane(trace, backend);
+        auto & lane = ggml_turboprefill_trace_get_lane(trace, backend);
         mark   = std::move(lane.open);
         probed = lane.probe != nullptr;
     }
@@ -182,7 +182,7 @@ void turboprefill_trace_end(turboprefill_trace * trace, ggml_backend_t backend, 
 
     if (mark->begin) {
         if (!probed) {
-            mark->end = turboprefill_trace_record(backend);
+            mark->end = ggml_turboprefill_trace_record(backend);
         }
     }
     if (!mark->end && !(mark->begin && probed)) {
@@ -195,19 +195,19 @@ void turboprefill_trace_end(turboprefill_trace * trace, ggml_backend_t backend, 
     trace->changed.notify_all();
 }
 
-int turboprefill_trace_next_ubatch(turboprefill_trace * trace) {
+int ggml_turboprefill_trace_next_ubatch(ggml_turboprefill_trace * trace) {
     return trace ? trace->n_ubatches++ : 0;
 }
 
-int turboprefill_trace_cur_ubatch(turboprefill_trace * trace) {
+int ggml_turboprefill_trace_cur_ubatch(ggml_turboprefill_trace * trace) {
     return trace ? trace->n_ubatches - 1 : 0;
 }
 
-turboprefill_trace * turboprefill_trace_new() {
-    return new turboprefill_trace;
+ggml_turboprefill_trace * ggml_turboprefill_trace_new() {
+    return new ggml_turboprefill_trace;
 }
 
-void turboprefill_trace_free(turboprefill_trace * trace) {
+void ggml_turboprefill_trace_free(ggml_turboprefill_trace * trace) {
     if (trace == nullptr) {
         return;
     }
@@ -223,11 +223,11 @@ void turboprefill_trace_free(turboprefill_trace * trace) {
     delete trace;
 }
 
-std::vector<turboprefill_span> turboprefill_trace_spans(turboprefill_trace * trace) {
+std::vector<ggml_turboprefill_span> ggml_turboprefill_trace_spans(ggml_turboprefill_trace * trace) {
     std::unique_lock<std::mutex> lock(trace->mutex);
     for (auto & [backend, lane] : trace->lanes) {
         GGML_UNUSED(backend);
-        turboprefill_trace_abandon(*lane);
+        ggml_turboprefill_trace_abandon(*lane);
     }
     trace->changed.notify_all();
     trace->changed.wait(lock, [&] {
@@ -235,7 +235,7 @@ std::vector<turboprefill_span> turboprefill_trace_spans(turboprefill_trace * tra
             return it.second->queue.empty() && !it.second->busy;
         });
     });
-    std::vector<turboprefill_span> spans = trace->spans;
+    std::vector<ggml_turboprefill_span> spans = trace->spans;
     std::stable_sort(spans.begin(), spans.end(), [](const auto & a, const auto & b) { return a.t_end_us < b.t_end_us; });
     return spans;
 }

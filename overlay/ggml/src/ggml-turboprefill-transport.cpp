@@ -12,7 +12,7 @@
 #include <utility>
 
 // devices may refuse asynchronous copies, between them or within their own memory, and say so only when asked for one
-static bool turboprefill_can_copy(ggml_backend_t from, ggml_backend_t to, ggml_backend_buffer_type_t buft_from, ggml_backend_buffer_type_t buft_to) {
+static bool ggml_turboprefill_can_copy(ggml_backend_t from, ggml_backend_t to, ggml_backend_buffer_type_t buft_from, ggml_backend_buffer_type_t buft_to) {
     ggml_init_params params = { ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true };
     ggml_context_ptr ctx_from { ggml_init(params) };
     ggml_context_ptr ctx_to   { ggml_init(params) };
@@ -32,25 +32,25 @@ static bool turboprefill_can_copy(ggml_backend_t from, ggml_backend_t to, ggml_b
     return true;
 }
 
-bool turboprefill_make_link(turboprefill_engine * engine, int from, int to) {
-    turboprefill_stage & s = *engine->stages[from];
+bool ggml_turboprefill_make_link(ggml_turboprefill_engine * engine, int from, int to) {
+    ggml_turboprefill_worker & s = *engine->workers[from];
     if (s.links.count(to) != 0) {
         return s.links[to].peer;
     }
 
     // workers look links up
-    turboprefill_drain(engine, TURBOPREFILL_CAUSE_BUFFER);
+    ggml_turboprefill_drain(engine, GGML_TURBOPREFILL_CAUSE_BUFFER);
 
-    turboprefill_stage & t    = *engine->stages[to];
-    turboprefill_link  & link = s.links[to];
+    ggml_turboprefill_worker & t    = *engine->workers[to];
+    ggml_turboprefill_link  & link = s.links[to];
 
-    if (engine->params.transport != TURBOPREFILL_TRANSPORT_PEER || !s.has_events() || !t.has_events() ||
+    if (engine->params.transport != GGML_TURBOPREFILL_TRANSPORT_PEER || !s.has_events() || !t.has_events() ||
         t.backend->iface.cpy_tensor_async == nullptr || s.backend->iface.cpy_tensor_async != t.backend->iface.cpy_tensor_async) {
         return false;
     }
 
     link.receiver.reset(ggml_backend_dev_init(t.backend->device, nullptr));
-    link.peer = link.receiver && turboprefill_can_copy(s.backend, link.receiver.get(), s.buft, t.buft);
+    link.peer = link.receiver && ggml_turboprefill_can_copy(s.backend, link.receiver.get(), s.buft, t.buft);
     if (!link.peer) {
         link.receiver.reset();
     }
@@ -58,27 +58,27 @@ bool turboprefill_make_link(turboprefill_engine * engine, int from, int to) {
 }
 
 // without an outbox, a copy to another device stands in the way of computing the next ubatch
-void turboprefill_outbox_init(turboprefill_engine * engine, turboprefill_stage & stage, size_t size) {
-    if (size == 0 || !stage.has_events() || stage.backend->iface.cpy_tensor_async == nullptr ||
-        !turboprefill_can_copy(stage.backend, stage.backend, stage.buft, stage.buft)) {
+void ggml_turboprefill_outbox_init(ggml_turboprefill_engine * engine, ggml_turboprefill_worker & worker, size_t size) {
+    if (size == 0 || !worker.has_events() || worker.backend->iface.cpy_tensor_async == nullptr ||
+        !ggml_turboprefill_can_copy(worker.backend, worker.backend, worker.buft, worker.buft)) {
         return;
     }
-    std::fill(std::begin(stage.outbox_slot), std::end(stage.outbox_slot), -1);
+    std::fill(std::begin(worker.outbox_slot), std::end(worker.outbox_slot), -1);
 
     for (int i = 0; i < engine->params.n_slots; i++) {
-        stage.outbox_full.emplace_back(ggml_backend_event_new(stage.backend->device));
-        stage.boundary_done.emplace_back(ggml_backend_event_new(stage.backend->device));
-        if (!stage.outbox_full.back() || !stage.boundary_done.back()) {
+        worker.outbox_full.emplace_back(ggml_backend_event_new(worker.backend->device));
+        worker.boundary_done.emplace_back(ggml_backend_event_new(worker.backend->device));
+        if (!worker.outbox_full.back() || !worker.boundary_done.back()) {
             return;
         }
     }
-    ggml_backend_ptr download { ggml_backend_dev_init(stage.backend->device, nullptr) };
-    if (download && turboprefill_reserve_outbox(engine, stage, size)) {
-        stage.download = std::move(download);
+    ggml_backend_ptr download { ggml_backend_dev_init(worker.backend->device, nullptr) };
+    if (download && ggml_turboprefill_reserve_outbox(engine, worker, size)) {
+        worker.download = std::move(download);
         return;
     }
-    for (auto & buf : stage.outbox) {
+    for (auto & buf : worker.outbox) {
         engine->mem_device -= buf ? ggml_backend_buffer_get_size(buf.get()) : 0;
     }
-    stage.outbox.clear();
+    worker.outbox.clear();
 }

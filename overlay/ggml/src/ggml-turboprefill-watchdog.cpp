@@ -17,9 +17,9 @@
 #include <set>
 #include <utility>
 
-struct turboprefill_health {
-    turboprefill_health();
-    ~turboprefill_health();
+struct ggml_turboprefill_health {
+    ggml_turboprefill_health();
+    ~ggml_turboprefill_health();
 
     void    set(int64_t t_since_us, const std::string & what); // "": all is well
     int64_t stuck_us(std::string & what) const;
@@ -32,36 +32,36 @@ private:
 
 // of all contexts; never destroyed, as engines may be freed by another static's destructor
 static std::mutex                      & g_mutex   = *new std::mutex;
-static std::set<turboprefill_engine *> & g_engines = *new std::set<turboprefill_engine *>;
-static std::set<turboprefill_health *> & g_healths = *new std::set<turboprefill_health *>;
+static std::set<ggml_turboprefill_engine *> & g_engines = *new std::set<ggml_turboprefill_engine *>;
+static std::set<ggml_turboprefill_health *> & g_healths = *new std::set<ggml_turboprefill_health *>;
 
-turboprefill_health::turboprefill_health() {
+ggml_turboprefill_health::ggml_turboprefill_health() {
     std::lock_guard<std::mutex> lock(g_mutex);
     g_healths.insert(this);
 }
 
-turboprefill_health::~turboprefill_health() {
+ggml_turboprefill_health::~ggml_turboprefill_health() {
     std::lock_guard<std::mutex> lock(g_mutex);
     g_healths.erase(this);
 }
 
-void turboprefill_health::set(int64_t t_since_us, const std::string & what) {
+void ggml_turboprefill_health::set(int64_t t_since_us, const std::string & what) {
     std::lock_guard<std::mutex> lock(mutex);
     since_us = t_since_us;
     text     = what;
 }
 
-int64_t turboprefill_health::stuck_us(std::string & what) const {
+int64_t ggml_turboprefill_health::stuck_us(std::string & what) const {
     std::lock_guard<std::mutex> lock(mutex);
     what = text;
     return text.empty() ? 0 : ggml_time_us() - since_us;
 }
 
-std::shared_ptr<turboprefill_health> turboprefill_health_new() {
-    return std::make_shared<turboprefill_health>();
+std::shared_ptr<ggml_turboprefill_health> ggml_turboprefill_health_new() {
+    return std::make_shared<ggml_turboprefill_health>();
 }
 
-int64_t turboprefill_stuck_us(const turboprefill_health * health, std::string & what) {
+int64_t ggml_turboprefill_stuck_us(const ggml_turboprefill_health * health, std::string & what) {
     if (health != nullptr) {
         return health->stuck_us(what);
     }
@@ -78,7 +78,7 @@ int64_t turboprefill_stuck_us(const turboprefill_health * health, std::string & 
 // what everybody does
 //
 
-static std::string turboprefill_format(const char * fmt, ...) {
+static std::string ggml_turboprefill_format(const char * fmt, ...) {
     char text[512];
     va_list args;
     va_start(args, fmt);
@@ -87,99 +87,99 @@ static std::string turboprefill_format(const char * fmt, ...) {
     return text;
 }
 
-// of a stage that has not handed everything to its device
-static std::string turboprefill_describe_stage(const turboprefill_engine & engine, const turboprefill_stage & stage) {
-    const char * device = stage.device.c_str();
-    const auto doing    = (turboprefill_activity) stage.activity.doing.load(std::memory_order_relaxed);
-    const int  other    = stage.activity.other.load(std::memory_order_relaxed);
-    const char * peer   = other >= 0 ? engine.stages[other]->device.c_str() : "";
+// of a worker that has not handed everything to its device
+static std::string ggml_turboprefill_describe_worker(const ggml_turboprefill_engine & engine, const ggml_turboprefill_worker & worker) {
+    const char * device = worker.device.c_str();
+    const auto doing    = (ggml_turboprefill_activity) worker.activity.doing.load(std::memory_order_relaxed);
+    const int  other    = worker.activity.other.load(std::memory_order_relaxed);
+    const char * peer   = other >= 0 ? engine.workers[other]->device.c_str() : "";
     switch (doing) {
-        case TURBOPREFILL_WAITS_FOR_STAGE:  return turboprefill_format("%s waits for %s, in ubatch %" PRId64, device, peer, stage.n_issued);
-        case TURBOPREFILL_WAITS_FOR_DEVICE: return turboprefill_format("%s waits for what %s was given, in ubatch %" PRId64, device, peer, stage.n_issued);
+        case GGML_TURBOPREFILL_WAITS_FOR_WORKER:  return ggml_turboprefill_format("%s waits for %s, in ubatch %" PRId64, device, peer, worker.n_issued);
+        case GGML_TURBOPREFILL_WAITS_FOR_DEVICE: return ggml_turboprefill_format("%s waits for what %s was given, in ubatch %" PRId64, device, peer, worker.n_issued);
         default: break;
     }
     static const char * const verbs[] = { "", "its inputs", "its graph", "what it hands over", "the end of it" };
     int    n_nodes = 0;
     size_t n_bytes = 0;
-    const turboprefill_slot & slot = *engine.slots[stage.n_issued % engine.params.n_slots];
+    const ggml_turboprefill_slot & slot = *engine.slots[worker.n_issued % engine.params.n_slots];
     for (const auto & split : slot.splits) {
-        if (engine.stages[split.stage].get() == &stage) {
+        if (engine.workers[split.backend_id].get() == &worker) {
             n_nodes += split.graph.n_nodes;
             for (const auto & input : split.inputs) {
                 n_bytes += ggml_nbytes(input.dst);
             }
         }
     }
-    return turboprefill_format("%s does not answer: ubatch %" PRId64 ", %s (%d nodes, %.1f KiB of inputs)", device, stage.n_issued,
+    return ggml_turboprefill_format("%s does not answer: ubatch %" PRId64 ", %s (%d nodes, %.1f KiB of inputs)", device, worker.n_issued,
             verbs[doing], n_nodes, n_bytes/1024.0);
 }
 
 // one line. the engine's mutex is held
-static std::string turboprefill_describe(const turboprefill_engine & engine) {
-    std::vector<const turboprefill_stage *> order;
-    for (const auto & stage : engine.stages) {
-        if (stage->position >= 0) {
-            order.push_back(stage.get());
+static std::string ggml_turboprefill_describe(const ggml_turboprefill_engine & engine) {
+    std::vector<const ggml_turboprefill_worker *> order;
+    for (const auto & worker : engine.workers) {
+        if (worker->position >= 0) {
+            order.push_back(worker.get());
         }
     }
     std::sort(order.begin(), order.end(), [](const auto * a, const auto * b) { return a->position < b->position; });
 
-    const auto awaited = [&](const turboprefill_stage * stage) {
-        const auto waits = [&](const turboprefill_waiter & waiter) {
+    const auto awaited = [&](const ggml_turboprefill_worker * worker) {
+        const auto waits = [&](const ggml_turboprefill_waiter & waiter) {
             const int other = waiter.other.load(std::memory_order_relaxed);
-            return waiter.doing == TURBOPREFILL_WAITS_FOR_DEVICE && other >= 0 && engine.stages[other].get() == stage;
+            return waiter.doing == GGML_TURBOPREFILL_WAITS_FOR_DEVICE && other >= 0 && engine.workers[other].get() == worker;
         };
         return waits(engine.caller) || std::any_of(order.begin(), order.end(), [&](const auto * s) { return waits(s->activity); });
     };
     // who does not answer comes first
     std::string first, others;
-    for (const auto * stage : order) {
-        if (awaited(stage)) {
-            first += turboprefill_format("%s has not finished what it was given, up to ubatch %" PRId64 "; ", stage->device.c_str(), stage->n_issued - 1);
+    for (const auto * worker : order) {
+        if (awaited(worker)) {
+            first += ggml_turboprefill_format("%s has not finished what it was given, up to ubatch %" PRId64 "; ", worker->device.c_str(), worker->n_issued - 1);
         }
-        if (stage->n_issued < engine.n_submitted) {
-            const int  doing = stage->activity.doing.load(std::memory_order_relaxed);
-            const bool waits = doing == TURBOPREFILL_WAITS_FOR_STAGE || doing == TURBOPREFILL_WAITS_FOR_DEVICE;
-            (waits ? others : first) += turboprefill_describe_stage(engine, *stage) + "; ";
+        if (worker->n_issued < engine.n_submitted) {
+            const int  doing = worker->activity.doing.load(std::memory_order_relaxed);
+            const bool waits = doing == GGML_TURBOPREFILL_WAITS_FOR_WORKER || doing == GGML_TURBOPREFILL_WAITS_FOR_DEVICE;
+            (waits ? others : first) += ggml_turboprefill_describe_worker(engine, *worker) + "; ";
         }
     }
     const int cause = engine.caller_cause;
     return first + others + (cause >= 0
-        ? turboprefill_format("the caller waits: %s", turboprefill_cause_name((turboprefill_cause) cause))
-        : turboprefill_format("the caller waits for nobody"));
+        ? ggml_turboprefill_format("the caller waits: %s", ggml_turboprefill_cause_name((ggml_turboprefill_cause) cause))
+        : ggml_turboprefill_format("the caller waits for nobody"));
 }
 
 //
 // the end of a process
 //
 
-static thread_local std::string turboprefill_server;
+static thread_local std::string ggml_turboprefill_server;
 
-void turboprefill_serves(const char * endpoint) {
-    turboprefill_server = endpoint;
+void ggml_turboprefill_serves(const char * endpoint) {
+    ggml_turboprefill_server = endpoint;
 }
 
-static ggml_abort_callback_t turboprefill_abort_before = nullptr;
+static ggml_abort_callback_t ggml_turboprefill_abort_before = nullptr;
 
-// somebody gave up: upstream's message does not know which server, stage and ubatch that was
-static void turboprefill_on_abort(const char * message) {
-    if (!turboprefill_server.empty()) {
-        fprintf(stderr, "TurboPrefill: RPC server %s does not answer any more, or with nonsense\n", turboprefill_server.c_str());
+// somebody gave up: upstream's message does not know which server, worker and ubatch that was
+static void ggml_turboprefill_on_abort(const char * message) {
+    if (!ggml_turboprefill_server.empty()) {
+        fprintf(stderr, "TurboPrefill: RPC server %s does not answer any more, or with nonsense\n", ggml_turboprefill_server.c_str());
     }
     if (g_mutex.try_lock()) {
         for (auto * engine : g_engines) {
             if (engine->mutex.try_lock()) {
                 if (engine->n_done < engine->n_submitted) {
                     fprintf(stderr, "TurboPrefill: the process ends with ubatches %" PRId64 " to %" PRId64 " in flight: %s\n",
-                            engine->n_done.load(), engine->n_submitted - 1, turboprefill_describe(*engine).c_str());
+                            engine->n_done.load(), engine->n_submitted - 1, ggml_turboprefill_describe(*engine).c_str());
                 }
                 engine->mutex.unlock();
             }
         }
         g_mutex.unlock();
     }
-    if (turboprefill_abort_before != nullptr) {
-        turboprefill_abort_before(message);
+    if (ggml_turboprefill_abort_before != nullptr) {
+        ggml_turboprefill_abort_before(message);
         return;
     }
     fprintf(stderr, "%s\n", message);
@@ -190,10 +190,10 @@ static void turboprefill_on_abort(const char * message) {
 // watchdog
 //
 
-struct turboprefill_watchdog {
-    turboprefill_watchdog(turboprefill_engine * engine, int64_t limit_us) : engine(engine), limit_us(limit_us) {
+struct ggml_turboprefill_watchdog {
+    ggml_turboprefill_watchdog(ggml_turboprefill_engine * engine, int64_t limit_us) : engine(engine), limit_us(limit_us) {
         static const bool installed = [] {
-            turboprefill_abort_before = ggml_set_abort_callback(turboprefill_on_abort);
+            ggml_turboprefill_abort_before = ggml_set_abort_callback(ggml_turboprefill_on_abort);
             return true;
         }();
         GGML_UNUSED(installed);
@@ -210,7 +210,7 @@ struct turboprefill_watchdog {
         }
     }
 
-    ~turboprefill_watchdog() {
+    ~ggml_turboprefill_watchdog() {
         {
             std::lock_guard<std::mutex> lock(mutex);
             stop = true;
@@ -224,7 +224,7 @@ struct turboprefill_watchdog {
     }
 
 private:
-    turboprefill_engine * engine;
+    ggml_turboprefill_engine * engine;
     const int64_t         limit_us;
 
     std::mutex              mutex;
@@ -235,15 +235,15 @@ private:
     // moves whenever anybody does
     int64_t n_steps() const {
         int64_t n = engine->n_submitted + engine->n_done;
-        for (const auto & stage : engine->stages) {
-            n += stage->n_issued;
+        for (const auto & worker : engine->workers) {
+            n += worker->n_issued;
         }
         return n;
     }
 
     bool somebody_waits() const {
-        return engine->caller_cause >= 0 || std::any_of(engine->stages.begin(), engine->stages.end(), [&](const auto & stage) {
-            return stage->n_issued < engine->n_submitted;
+        return engine->caller_cause >= 0 || std::any_of(engine->workers.begin(), engine->workers.end(), [&](const auto & worker) {
+            return worker->n_issued < engine->n_submitted;
         });
     }
 
@@ -272,19 +272,19 @@ private:
                     n_seen  = n;
                     moved   = true;
                 } else if (!told && now - t_moved >= limit_us) {
-                    text = turboprefill_describe(*engine);
+                    text = ggml_turboprefill_describe(*engine);
                 }
             }
             // outside of the lock: a log may take its time, or ask for statistics
             if (goes_on) {
-                GGML_LOG_WARN("TurboPrefill: it goes on after %.1f s\n", (now - t_moved)/1e6);
+                GGML_LOG_WARN("TurboPrefill: progress again after %.1f s\n", (now - t_moved)/1e6);
                 engine->params.health->set(0, "");
             }
             if (moved) {
                 t_moved = now;
             }
             if (!text.empty()) {
-                GGML_LOG_ERROR("TurboPrefill: nothing has moved for %.1f s: %s\n", (now - t_moved)/1e6, text.c_str());
+                GGML_LOG_ERROR("TurboPrefill: no progress for %.1f s: %s\n", (now - t_moved)/1e6, text.c_str());
                 engine->params.health->set(t_moved, text);
                 told = true;
             }
@@ -295,10 +295,10 @@ private:
     }
 };
 
-void turboprefill_watchdog_deleter::operator()(turboprefill_watchdog * watchdog) const {
+void ggml_turboprefill_watchdog_deleter::operator()(ggml_turboprefill_watchdog * watchdog) const {
     delete watchdog;
 }
 
-void turboprefill_watch(turboprefill_engine * engine) {
-    engine->watchdog.reset(new turboprefill_watchdog(engine, (int64_t) (1e6*engine->params.watchdog_s)));
+void ggml_turboprefill_watch(ggml_turboprefill_engine * engine) {
+    engine->watchdog.reset(new ggml_turboprefill_watchdog(engine, (int64_t) (1e6*engine->params.watchdog_s)));
 }

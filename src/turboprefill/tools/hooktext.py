@@ -28,6 +28,7 @@ class Hook:
     where: str  # "before", "after" or "end"
     lines: tuple[str, ...]  # without the tag
     why: str
+    function: str = ""  # the function or struct that the place is in, for people
     optional: str = ""  # hooks of one such name are left out together where one of them finds no place
 
 

@@ -22,6 +22,8 @@ from turboprefill.tools.hooktext import TAG, Hook, comment_prefix, insert, is_ta
 __all__ = ["Overlay", "header_version", "load_overlay", "seal", "seal_state"]
 
 HEADER = "include/turboprefill.h"
+_NAMED = re.compile(rf"[\w-]*{TAG}[\w-]*\.(?:h|c|cpp|inc)\b")
+_SOURCES = {".h", ".c", ".cpp", ".inc"}
 _SEAL = re.compile(rb"^(?://|#) turboprefill: installed copy, sha256 of the text above ([0-9a-f]{64})\r?\n?\Z")
 _VERSION = re.compile(rb'^[ \t]*#[ \t]*define[ \t]+TURBOPREFILL_VERSION[ \t]+"([^"\n]+)"', re.MULTILINE)
 
@@ -33,7 +35,7 @@ class Overlay:
     Attributes:
         version: from ``TURBOPREFILL_VERSION`` in the overlay's header.
         own: path in the tree -> sealed content.
-        hooks: in the order of ``hooks.json``.
+        hooks: in the order of ``hooks.json``, which is that of the source.
     """
 
     version: str
@@ -96,7 +98,7 @@ def load_overlay(folder: Path | None = None) -> Overlay:
     """Read and check an overlay.
 
     Raises:
-        ToolError: ``hooks.json`` or a file that it names is missing or breaks the rules. Every fault is listed.
+        ToolError: ``hooks.json`` or a file is missing or breaks the rules. Every fault is listed.
     """
     folder = folder or overlay_dir()
     index = folder / "hooks.json"
@@ -107,7 +109,8 @@ def load_overlay(folder: Path | None = None) -> Overlay:
         raise ToolError(msg) from error
     faults: list[str] = []
     hooks = tuple(_hook(entry, faults) for entry in raw.get("hooks", []))
-    own = {entry["target"]: _own(folder, entry, faults) for entry in raw.get("files", [])}
+    own = {path: _own(folder, path, faults) for path in _own_files(folder)}
+    faults.extend(_missing(hooks, own))
     version = header_version(own.get(HEADER, b""))
     if version is None:
         faults.append(f'no own file {HEADER} with `#define TURBOPREFILL_VERSION "x.y.z"`')
@@ -124,6 +127,7 @@ def _hook(entry: dict[str, Any], faults: list[str]) -> Hook:
         entry.get("where", ""),
         tuple(lines),
         entry.get("why", ""),
+        entry.get("in", ""),
         entry.get("optional", ""),
     )
     name = f"hook {hook.file} `{hook.anchor}`"
@@ -144,18 +148,31 @@ def _hook(entry: dict[str, Any], faults: list[str]) -> Hook:
     return hook
 
 
-def _own(folder: Path, entry: dict[str, Any], faults: list[str]) -> bytes:
-    source, target = entry["source"], entry["target"]
-    if not _inside(target) or TAG not in target:
-        faults.append(f"file {target}: must be a relative path with {TAG!r} in it, so that it can be found again")
-    elif comment_prefix(target) is None:
-        faults.append(f"file {target}: no comment style is known for it, so it cannot carry a seal")
-    else:
-        try:
-            return seal((folder / source).read_bytes(), target)
-        except OSError as error:
-            faults.append(f"file {source}: {error.strerror or error}")
-    return b""
+def _own_files(folder: Path) -> list[str]:
+    """Paths of the C and C++ files below the folder; each has the same path in a llama.cpp tree."""
+    paths = (path for path in folder.rglob("*") if path.suffix in _SOURCES and path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def _missing(hooks: tuple[Hook, ...], own: Mapping[str, bytes]) -> list[str]:
+    """Files that hooks compile or include, and that are not there."""
+    present = {PurePosixPath(path).name for path in own}
+    named = {name for hook in hooks for line in hook.lines for name in _NAMED.findall(line)}
+    return [
+        f"file {name}: a hook names it, and no file below the overlay's folder has that name"
+        for name in sorted(named - present)
+    ]
+
+
+def _own(folder: Path, path: str, faults: list[str]) -> bytes:
+    if TAG not in path:
+        faults.append(f"file {path}: must have {TAG!r} in its path, so that it can be found again in a tree")
+        return b""
+    try:
+        return seal((folder / path).read_bytes(), path)
+    except OSError as error:
+        faults.append(f"file {path}: {error.strerror or error}")
+        return b""
 
 
 def _inside(path: str) -> bool:
