@@ -15,7 +15,7 @@ from toytree import make_pins, make_tree
 from turboprefill.tools import build as builder
 from turboprefill.tools.build import BuildOptions, build, configure_command
 from turboprefill.tools.errors import BuildError
-from turboprefill.tools.process import CommandFailedError, capture, run
+from turboprefill.tools.process import CommandFailedError, output_of, run
 from turboprefill.tools.progress import Silent
 
 # Enough of CMake's two commands: remembers its arguments, makes progress, fails on demand.
@@ -169,7 +169,7 @@ def alive(pid: int) -> bool:
 
 
 def test_a_short_command_that_hangs_is_given_up() -> None:
-    assert capture("sleep", "60", timeout=0.1).code is None
+    assert output_of("sleep", "60", timeout=0.1).code is None
 
 
 def test_ctrl_c_during_a_build_ends_with_130(tree: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from toytree import make_overlay, make_pins, make_tree
 from turboprefill.cli import app
 from turboprefill.tools import doctor, hardware, patcher, treestate
 from turboprefill.tools.hardware import Gpu
-from turboprefill.tools.process import Captured
+from turboprefill.tools.process import CommandOutput
 
 OK_MATRIX = " \tGPU0\tGPU1\t\n GPU0\tX\tOK\t\n GPU1\tOK\tX\t\n\nLegend:\n\n  X    = Self\n  OK   = Status Ok\n"
 
@@ -108,20 +108,20 @@ def test_something_that_is_no_tree_does_not_stop_the_doctor(gpus: list[Gpu], tmp
 def test_peer_access_is_read_from_the_drivers_matrix(
     monkeypatch: pytest.MonkeyPatch, matrix: str, expected: bool | None
 ) -> None:
-    monkeypatch.setattr(hardware, "capture", lambda *_arguments: Captured(0, matrix, ""))
+    monkeypatch.setattr(hardware, "output_of", lambda *_arguments: CommandOutput(0, matrix, ""))
     assert hardware.peer_access(2) is expected
 
 
 def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = "0, NVIDIA H200, 143771\n1, NVIDIA H200, [N/A]\nNo devices\n"
     monkeypatch.setattr(hardware, "_from_nvml", list)
-    monkeypatch.setattr(hardware, "capture", lambda *_arguments: Captured(0, rows, ""))
+    monkeypatch.setattr(hardware, "output_of", lambda *_arguments: CommandOutput(0, rows, ""))
     assert hardware.find_gpus() == [Gpu(0, "NVIDIA H200", 143771 << 20), Gpu(1, "NVIDIA H200", 0)]
 
 
 def test_versions_skip_copyright_years(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "Copyright (c) 2005-2026\nCuda compilation tools, release 13.0, V13.0.88\n"
-    monkeypatch.setattr(hardware, "capture", lambda *_arguments: Captured(0, text, ""))
+    monkeypatch.setattr(hardware, "output_of", lambda *_arguments: CommandOutput(0, text, ""))
     assert hardware.version_of("nvcc") == "13.0"
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from turboprefill import Span
 from turboprefill.demo import report, settings, timeline
-from turboprefill.demo.measure import Arm, Plan, Result, busy_percent
+from turboprefill.demo.measure import Arm, Result, Workload, busy_percent
 
 PINNED = {
     "prompt_tokens": int,
@@ -48,8 +48,8 @@ def pipelined(n: int) -> list[Span]:
 def result() -> Result:
     standard = Arm("standard", False, [2.0, 2.1, 1.9], 0, 4, "disabled", {b"l"}, {b"s"}, {b"p"}, staircase(4))
     turbo = Arm("TurboPrefill", True, [1.0, 1.05, 0.95], 4, 0, "", {b"l"}, {b"s"}, {b"p"}, pipelined(4))
-    plan = Plan("model.gguf", "text", None, 128, 2048, 3)
-    return Result(plan, 512, 512, 448, "tiny", standard, turbo, [("A", "none"), ("B", "staged")], ["A", "B"])
+    workload = Workload("model.gguf", "text", None, 128, 2048, 3)
+    return Result(workload, 512, 512, 448, "tiny", standard, turbo, [("A", "none"), ("B", "staged")], ["A", "B"])
 
 
 def words(result: Result) -> str:

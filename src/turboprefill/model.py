@@ -102,21 +102,21 @@ class Model:
             params.tensor_split = options.tensor_split(tensor_split, None if names is None else len(names))
 
         _check_file(self.path)
-        with log.capture():
+        with log.collect():
             remote = [name for endpoint in endpoints for name in rpc.add_server(endpoint)]
         params.devices = self._device_names = (remote or None) if names is None else names
         if isinstance(tensor_split, str):
             params.tensor_split = auto_split(self.path, self._devices())
         self._tensor_split = list(params.tensor_split)
-        with log.capture() as captured:
+        with log.collect() as messages:
             try:
                 self._native = core.Model(os.fsencode(self.path), params, progress)
             except ModelLoadError as error:
                 log.flush()
                 msg = (
-                    f"cannot load {self.path}: {captured.reason}. Check that the file is complete and fits into memory"
+                    f"cannot load {self.path}: {messages.reason}. Check that the file is complete and fits into memory"
                 )
-                raise ModelLoadError(msg, path=str(self.path), log=str(captured)) from error
+                raise ModelLoadError(msg, path=str(self.path), log=str(messages)) from error
         self._read_facts()
 
     def _devices(self) -> list[Device]:
@@ -154,7 +154,7 @@ class Model:
             ClosedError: the model is closed.
         """
         data = text.encode()
-        with log.capture():
+        with log.collect():
             return self._native.tokenize(data, add_bos, special)
 
     def detokenize(self, tokens: Sequence[int], special: bool = False) -> str:
@@ -168,7 +168,7 @@ class Model:
             InvalidInputError: a token id is outside the vocabulary, or the model has no tokenizer.
             ClosedError: the model is closed.
         """
-        with log.capture():
+        with log.collect():
             return self._native.detokenize(list(tokens), special).decode(errors="replace")
 
     def is_eog(self, token: int) -> bool:

@@ -16,7 +16,7 @@ from turboprefill.cli import make_model
 from turboprefill.cli.console import err, out
 
 if TYPE_CHECKING:
-    from turboprefill.demo.measure import Note, Plan, Result
+    from turboprefill.demo.measure import Note, Result, Workload
 
 __all__ = ["register"]
 
@@ -145,22 +145,22 @@ def _run(options: _Options) -> bool:
             if not err.is_terminal:
                 err.print(escape(text))
 
-        result = measure.run(_plan(options, note), note)
+        result = measure.run(_workload(options, note), note)
     report.show(result, out)
     if options.virtual is not None:
         from turboprefill.demo import virtual_devices
 
         for line in virtual_devices.explain(options.virtual):
             out.print(f"[dim]{escape(line)}[/]")
-    elif result.plan.n_threads == 1:
+    elif result.workload.n_threads == 1:
         out.print("[dim]Local CPU workers share this machine's cores: look at the ratio, not at tok/s.[/]")
     _write_files(options, result)
     return result.logits_identical and result.state_identical
 
 
-def _plan(options: _Options, note: Note) -> Plan:
+def _workload(options: _Options, note: Note) -> Workload:
     from turboprefill.demo import settings
-    from turboprefill.demo.measure import Plan
+    from turboprefill.demo.measure import Workload
     from turboprefill.planner.auto import UBATCH_MAX
 
     endpoints = settings.split_list(options.rpc)
@@ -187,7 +187,7 @@ def _plan(options: _Options, note: Note) -> Plan:
             if options.virtual is None and (choice.differs or n_ubatch != UBATCH_MAX):
                 shipped = options.ubatch or UBATCH_MAX
     n_ubatch = n_ubatch or _UBATCH
-    return Plan(
+    return Workload(
         model=str(model),
         text=settings.read_text(options.prompt_file),
         n_prompt=n_prompt,
@@ -206,7 +206,7 @@ def _write_files(options: _Options, result: Result) -> None:
     from turboprefill.demo import report, timeline
 
     if options.png is not None:
-        title = f"{result.n_prompt:,} tokens in ubatches of {result.plan.n_ubatch}, {len(result.devices)} devices"
+        title = f"{result.n_prompt:,} tokens in ubatches of {result.workload.n_ubatch}, {len(result.devices)} devices"
         timeline.draw(options.png, result.standard.spans, result.turbo.spans, title)
         out.print(f"timelines: {escape(str(options.png))}")
     if options.json is not None:

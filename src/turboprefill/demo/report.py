@@ -19,7 +19,7 @@ def as_json(result: Result) -> dict[str, Any]:
     standard, turbo = result.standard, result.turbo
     return {
         "prompt_tokens": result.n_prompt,
-        "n_ubatch": result.plan.n_ubatch,
+        "n_ubatch": result.workload.n_ubatch,
         "devices": result.devices,
         "standard": {"tok_per_s": result.tok_per_s(standard)},
         "turbo": {
@@ -30,15 +30,15 @@ def as_json(result: Result) -> dict[str, Any]:
         "speedup": result.speedup,
         "logits_identical": result.logits_identical,
         "state_identical": result.state_identical,
-        "n_batch": result.plan.n_batch,
-        "model": result.plan.model,
+        "n_batch": result.workload.n_batch,
+        "model": result.workload.model,
         "text_tokens": result.n_text,
         "compared_prefix_tokens": result.n_prefix,
         "ttft_s": {"standard": standard.seconds, "turbo": turbo.seconds},
         "stages": [{"device": device, "transport": transport} for device, transport in result.stages],
         "busy_percent": {"standard": busy_percent(standard.spans), "turbo": busy_percent(turbo.spans)},
         "reason": turbo.reason,
-        "tensor_split": None if result.plan.tensor_split is None else list(result.plan.tensor_split),
+        "tensor_split": None if result.workload.tensor_split is None else list(result.workload.tensor_split),
         "as_shipped": _shipped_json(result),
         "speedup_over_as_shipped": result.speedup_over_shipped,
     }
@@ -47,7 +47,7 @@ def as_json(result: Result) -> dict[str, Any]:
 def _shipped_json(result: Result) -> dict[str, Any] | None:
     if result.shipped is None:
         return None
-    return {"tok_per_s": result.tok_per_s(result.shipped), "n_ubatch": result.plan.shipped_ubatch}
+    return {"tok_per_s": result.tok_per_s(result.shipped), "n_ubatch": result.workload.shipped_ubatch}
 
 
 def write_json(result: Result, path: Path) -> None:
@@ -61,14 +61,15 @@ def write_json(result: Result, path: Path) -> None:
 
 def show(result: Result, console: Console) -> None:
     """Print configuration, table and conclusion."""
-    plan = result.plan
+    workload = result.workload
     console.print()
-    console.print(f"[bold]model[/]   {escape(plan.model)}" + _note(result.description))
-    console.print(f"[bold]prompt[/]  {result.n_prompt:,} tokens, ubatches of {plan.n_ubatch}, calls of {plan.n_batch}")
+    console.print(f"[bold]model[/]   {escape(workload.model)}" + _note(result.description))
+    sizes = f"ubatches of {workload.n_ubatch}, calls of {workload.n_batch}"
+    console.print(f"[bold]prompt[/]  {result.n_prompt:,} tokens, {sizes}")
     if result.n_prompt > result.n_text:
         console.print(f"        (the text has {result.n_text:,} tokens: it is read over again)")
-    if result.plan.tensor_split is not None:
-        console.print(f"[bold]split[/]   -ts {','.join(f'{share:g}' for share in result.plan.tensor_split)}")
+    if result.workload.tensor_split is not None:
+        console.print(f"[bold]split[/]   -ts {','.join(f'{share:g}' for share in result.workload.tensor_split)}")
     transports = dict(result.stages)
     for device in result.devices:
         console.print(f"[bold]device[/]  {escape(device)}" + _note(_transport(transports.get(device, ""))))
@@ -83,7 +84,7 @@ def conclusion(result: Result) -> list[str]:
     if (over_shipped := result.speedup_over_shipped) is not None:
         lines.append(
             f"[bold]TurboPrefill, as planned, reads this prompt {_ratio(over_shipped)} llama.cpp as shipped "
-            f"(its own split, ubatches of {result.plan.shipped_ubatch}).[/]"
+            f"(its own split, ubatches of {result.workload.shipped_ubatch}).[/]"
         )
     same = " with the same split and ubatches" if lines else ""
     lines.append(f"[bold]TurboPrefill reads this prompt {_ratio(result.speedup)} the standard path{same}.[/]")

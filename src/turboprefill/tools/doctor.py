@@ -14,7 +14,7 @@ from turboprefill.errors import TurboPrefillError
 from turboprefill.tools import hardware
 from turboprefill.tools.overlay import load_overlay
 from turboprefill.tools.patcher import status
-from turboprefill.tools.process import capture
+from turboprefill.tools.process import output_of
 
 __all__ = ["Gate", "Report", "Tool", "examine"]
 
@@ -140,7 +140,7 @@ def _package() -> dict[str, Any]:
     from turboprefill import __version__
 
     # Another process: a native module that does not load must not take this one with it.
-    found = capture(sys.executable, "-c", "import turboprefill._core as core; print(core.__file__)", timeout=60)
+    found = output_of(sys.executable, "-c", "import turboprefill._core as core; print(core.__file__)", timeout=60)
     try:
         overlay: str | None = load_overlay().version
     except TurboPrefillError:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from turboprefill.tools.process import capture
+from turboprefill.tools.process import output_of
 
 __all__ = ["Gpu", "find_gpus", "find_nvcc", "memory_bytes", "peer_access", "run_quietly", "version_of"]
 
@@ -28,7 +28,7 @@ class Gpu:
 
 def run_quietly(*command: str) -> str | None:
     """A command's stdout, or None if it is missing, fails or hangs."""
-    done = capture(*command)
+    done = output_of(*command)
     return done.stdout if done.code == 0 else None
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from turboprefill.tools.errors import ToolError
 
-__all__ = ["Captured", "CommandFailedError", "capture", "children_end", "run"]
+__all__ = ["CommandFailedError", "CommandOutput", "children_end", "output_of", "run"]
 
 _TAIL = 15  # lines quoted when a command fails
 _PATIENCE = 5.0  # seconds between asking a process group to end and ending it
@@ -35,7 +35,7 @@ class CommandFailedError(ToolError):
 
 
 @dataclass(frozen=True)
-class Captured:
+class CommandOutput:
     """What a short command printed; ``code`` is None if it did not start or did not end in time."""
 
     code: int | None
@@ -43,7 +43,7 @@ class Captured:
     stderr: str
 
 
-def capture(*command: str, timeout: float = 20) -> Captured:
+def output_of(*command: str, timeout: float = 20) -> CommandOutput:
     """Run a short command and never raise."""
     try:
         done = subprocess.run(
@@ -56,8 +56,8 @@ def capture(*command: str, timeout: float = 20) -> Captured:
             stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Captured(None, "", str(error))
-    return Captured(done.returncode, done.stdout, done.stderr)
+        return CommandOutput(None, "", str(error))
+    return CommandOutput(done.returncode, done.stdout, done.stderr)
 
 
 def run(
