@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from turboprefill import native
 from turboprefill.demo import processes
 from turboprefill.demo.workers import RpcWorkers, WorkerError
 
@@ -73,6 +75,18 @@ def test_a_dead_worker_is_reported_with_its_last_lines() -> None:
 def test_a_worker_that_cannot_start_is_reported_with_what_it_wrote(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match=r"did not start(?s:.*)\| no such device"):
         RpcWorkers(1, binary=program(tmp_path / "server", "echo no such device; exit 1"))
+
+
+def test_the_server_is_looked_for_beside_the_native_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # an editable install keeps it away from the Python files
+    monkeypatch.setattr(native, "core", SimpleNamespace(__file__=str(tmp_path / "_core.so")))
+    with pytest.raises(WorkerError, match=rf"{tmp_path}/bin/ggml-rpc-server is missing; .*--rpc HOST:PORT"):
+        RpcWorkers(1)
+    server = tmp_path / "bin/ggml-rpc-server"
+    server.parent.mkdir()
+    program(server, "echo this is the one; exit 1")
+    with pytest.raises(WorkerError, match=r"\| this is the one"):
+        RpcWorkers(1)
 
 
 def test_no_workers_at_all_are_refused() -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-import turboprefill
 from turboprefill.demo import processes
-from turboprefill.errors import TurboPrefillError
+from turboprefill.errors import NativeModuleError, TurboPrefillError
+
+__all__ = ["RpcWorkers", "WorkerError"]
 
 _START_TIMEOUT = 20.0  # seconds until a worker has to listen
 _ATTEMPTS = 3  # another program may take the free port before the worker does
@@ -42,19 +43,13 @@ class _Worker:
         self.log.close()
 
 
-def server_binary() -> Path:
-    """The RPC server that was built with this package.
+def _packaged_server() -> Path:
+    from turboprefill.native import rpc_server_path  # here: workers from another build need no native module
 
-    Raises:
-        WorkerError: the package was installed without it.
-    """
-    path = Path(turboprefill.__file__).parent / "bin" / "ggml-rpc-server"
-    if not path.is_file():
-        raise WorkerError(
-            f"the RPC server is missing: expected it at {path}. "
-            "Install the package again (pip install .), or give running servers with --rpc HOST:PORT,HOST:PORT."
-        )
-    return path
+    try:
+        return rpc_server_path()
+    except NativeModuleError as error:
+        raise WorkerError(f"{error}, or use servers that already run: --rpc HOST:PORT,HOST:PORT") from error
 
 
 class RpcWorkers:
@@ -66,13 +61,14 @@ class RpcWorkers:
         binary: the server program; default: the packaged one.
 
     Raises:
-        WorkerError: a worker cannot be started; those already started are ended.
+        WorkerError: the package was installed without the server, or a worker cannot be started; those already
+            started are ended.
     """
 
     def __init__(self, n: int, *, threads: int = 1, binary: Path | None = None) -> None:
         if n < 1:
             raise WorkerError(f"{n} workers were asked for: expected at least 1")
-        program = binary or server_binary()
+        program = binary or _packaged_server()
         self._workers: list[_Worker] = []
         try:
             for _ in range(n):
