@@ -11,23 +11,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from processtree import running
 from turboprefill import native
 from turboprefill.demo import processes
 from turboprefill.demo.workers import RpcWorkers, WorkerError
 
 
-def running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
 def gone(pids: list[int], patience: float = 5.0) -> bool:
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        if not any(running(pid) for pid in pids):
+        if not running(set(pids)):
             return True
         time.sleep(0.02)
     return False

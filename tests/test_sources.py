@@ -448,6 +448,7 @@ class TestLocalArchives:
             ({}, {"src/evil": "../../.."}, "link src/evil leads out of the tree"),
             ({}, {"src/evil": "/etc/passwd"}, "link src/evil leads out of the tree"),
             ({}, {"up": "src/..", "src/evil": "../up/.."}, "leads out of the tree"),
+            ({}, {"src/evil": "../up/..", "up": "src/.."}, "leads out of the tree"),  # tarfile's filter lets it pass
             ({}, {"src/evil": "../../../../..", "src/evil/evil.txt": "x"}, "link src/evil/evil.txt leads out"),
             ({"src/evil/x": b""}, {"src/evil": "/tmp"}, "cannot unpack"),  # noqa: S108
         ],

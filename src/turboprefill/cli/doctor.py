@@ -12,6 +12,7 @@ from rich.table import Table
 
 from turboprefill.cli.console import err, out
 from turboprefill.tools.doctor import Report, examine
+from turboprefill.tools.hardware import Gpu
 
 __all__ = ["register"]
 
@@ -59,14 +60,25 @@ def _print_machine(report: Report) -> None:
     if report.memory:
         total, available = (n / (1 << 30) for n in report.memory)
         out.print(f"  memory {total:.1f} GiB, {available:.1f} GiB available")
-    for gpu in report.gpus:
-        out.print(f"  GPU {gpu.index}: {escape(gpu.name)}, {gpu.memory / (1 << 30):.1f} GiB")
-    if not report.gpus:
-        out.print("  no NVIDIA GPU found")
+    for gpu in report.gpus.found:
+        out.print(f"  GPU {gpu.index}: {', '.join(_facts(gpu))}")
+    if report.gpus.driver:
+        out.print(f"  NVIDIA driver {escape(report.gpus.driver)}")
+    if not report.gpus.found:
+        out.print(f"  no NVIDIA GPU found: {escape(report.gpus.reason)}")
     package = report.package
     out.print(
         f"[bold]Package[/]\n  turboprefill {package['version']}, overlay {package['overlay_version'] or 'missing'}"
     )
+
+
+def _facts(gpu: Gpu) -> list[str]:
+    facts = [escape(gpu.name), f"{gpu.memory / (1 << 30):.1f} GiB"]
+    if gpu.compute_capability:
+        facts.append(f"compute capability {gpu.compute_capability}")
+    if gpu.pcie_width:
+        facts.append(f"PCIe x{gpu.pcie_width}")
+    return facts
 
 
 def _print_gates(report: Report) -> None:

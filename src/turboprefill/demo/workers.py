@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+import psutil
+
 from turboprefill.demo import processes
 from turboprefill.errors import NativeModuleError, TurboPrefillError
 
@@ -159,13 +161,9 @@ def _wait_until_listening(worker: _Worker) -> bool:
 
 
 def _has_socket(pid: int, port: int) -> bool:
-    """Whether it is this process that listens on a port; another one may have taken it. True where /proc is not."""
-    table = Path("/proc/net/tcp")
-    if not table.is_file():
-        return True
-    lines = [line.split() for line in table.read_text().splitlines()]
-    ours = {f"socket:[{line[9]}]" for line in lines if line[3] == "0A" and line[1].endswith(f":{port:04X}")}
+    """Whether it is this process that listens on a port; another one may have taken it."""
     try:
-        return any(str(link.readlink()) in ours for link in Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:  # it has ended
+        sockets = psutil.Process(pid).net_connections("tcp4")
+    except psutil.Error:  # it has ended
         return False
+    return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in sockets)

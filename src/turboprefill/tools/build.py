@@ -126,7 +126,7 @@ def configure_command(
     }
     if cuda:
         switches["CMAKE_CUDA_COMPILER"] = find_nvcc() or "nvcc"
-        if find_gpus():
+        if find_gpus().found:
             switches["CMAKE_CUDA_ARCHITECTURES"] = "native"  # else all of them are built, which takes hours
     if base:
         switches["LLAMA_BUILD_NUMBER"] = base.name.removeprefix("b")
@@ -149,7 +149,7 @@ def _with_cuda(options: BuildOptions, progress: Progress) -> bool:
             msg = "--cuda needs nvcc, found neither on PATH nor in $CUDA_HOME/bin; install CUDA's toolkit, or use --cpu"
             raise BuildError(msg)
         return True
-    if options.cuda is None and nvcc and find_gpus():
+    if options.cuda is None and nvcc and find_gpus().found:
         progress.note(f"building with CUDA ({nvcc}); --cpu builds without")
         return True
     return False

@@ -58,9 +58,8 @@ class Report:
     """Everything :func:`examine` found; sizes in bytes."""
 
     tools: tuple[Tool, ...]
-    gpus: tuple[hardware.Gpu, ...]
+    gpus: hardware.Gpus
     visible_gpus: int
-    peer_access: bool | None
     memory: tuple[int, int] | None  # total, available
     package: Mapping[str, Any]
     tree: Mapping[str, Any] | None
@@ -76,9 +75,11 @@ class Report:
         return {
             "schema": 1,
             "tools": [asdict(tool) for tool in self.tools],
-            "gpus": [asdict(gpu) for gpu in self.gpus],
+            "gpus": [asdict(gpu) for gpu in self.gpus.found],
+            "no_gpus_because": self.gpus.reason or None,
+            "driver": self.gpus.driver,
             "visible_gpus": self.visible_gpus,
-            "peer_access": self.peer_access,
+            "peer_access": self.gpus.peer_access,
             "memory": self.memory and {"total": self.memory[0], "available": self.memory[1]},
             "package": dict(self.package),
             "tree": self.tree,
@@ -94,17 +95,16 @@ def examine(root: Path | None = None) -> Report:
         root: a llama.cpp tree to look at as well.
     """
     tools = _tools()
-    gpus = tuple(hardware.find_gpus())
-    visible = _visible(len(gpus))
-    peer = hardware.peer_access(len(gpus))
+    gpus = hardware.find_gpus()
+    visible = _visible(len(gpus.found))
     package = _package()
     tree = _tree(root) if root else None
     gates = (
-        *_build_gates(tools, bool(gpus)),
-        *_device_gates(visible, len(gpus), peer),
+        *_build_gates(tools, bool(gpus.found)),
+        *_device_gates(visible, len(gpus.found), gpus.peer_access),
         *_software_gates(package, root, tree),
     )
-    return Report(tools, gpus, visible, peer, hardware.memory_bytes(), package, tree, gates)
+    return Report(tools, gpus, visible, hardware.memory_bytes(), package, tree, gates)
 
 
 def _tools() -> tuple[Tool, ...]:

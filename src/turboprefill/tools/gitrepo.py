@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import requests
-
 from turboprefill.tools.errors import DownloadError, ToolError
 from turboprefill.tools.progress import Advance, Progress
 
@@ -171,6 +169,8 @@ def _probe(url: str) -> None:
     """Fail within seconds where git itself might wait for minutes."""
     if not url.startswith(("http://", "https://")):
         return
+    import requests  # here: most commands need no network, and it takes long to load
+
     try:
         with requests.get(f"{url}/info/refs?service=git-upload-pack", timeout=(5, 10), stream=True) as reply:
             status = reply.status_code

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from turboprefill.tools.errors import ToolError
 
 __all__ = ["CommandFailedError", "CommandOutput", "children_end", "output_of", "run"]
@@ -142,7 +144,7 @@ class _Log:
 def children_end() -> Iterator[None]:
     """When Ctrl-C passes: processes that were started inside have ended before it goes on.
 
-    For libraries that start programs and forget them then. It looks into /proc, so on Linux only.
+    For libraries that start programs and forget them then.
     """
     before = _descendants()
     try:
@@ -151,27 +153,25 @@ def children_end() -> Iterator[None]:
         until = time.monotonic() + _PATIENCE
         while left := _descendants() - before:
             late = time.monotonic() > until
-            for pid in left:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+            for process in left:
+                with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+                    process.send_signal(signal.SIGKILL if late else signal.SIGTERM)
             if late:
                 break
             time.sleep(0.02)
         raise
 
 
-def _descendants() -> set[int]:
+def _descendants() -> set[psutil.Process]:
     """Processes that descend from this one and still run."""
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
-            if state != "Z":
-                parents[int(stat.parent.name)] = int(parent)
-    found = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {os.getpid()}
+    return {process for process in psutil.Process().children(recursive=True) if _runs(process)}
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from turboprefill.tools import gitrepo
 from turboprefill.tools.archives import ARCHIVE_SUFFIXES, extract_tree
-from turboprefill.tools.download import fetch_sdist
 from turboprefill.tools.errors import DownloadError, RefusedError, ToolError
 from turboprefill.tools.hooktext import sha256_lf
 from turboprefill.tools.pins import Base, Pins, load_pins
@@ -195,6 +194,8 @@ def _from_index(base: Base | None, commit: str | None, dest: Path, pins: Pins, p
         raise DownloadError(
             f"no archive is known for {commit}; known versions are {pins.known()}. Use --from git for others."
         )
+    from turboprefill.tools.download import fetch_sdist  # here: it loads requests, which only downloads need
+
     sdist = base.sdist
     archive = fetch_sdist(sdist, progress)
     with progress.task(f"unpacking {sdist.filename}") as advance:
