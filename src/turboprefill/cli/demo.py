@@ -70,7 +70,13 @@ def demo(
     workers: Annotated[int, typer.Option(min=1, help="Local CPU workers to start where there are no two GPUs.")] = 2,
     tensor_split: Annotated[str | None, typer.Option(help="Share of the layers per device, as in 3,1")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the result to this file.")] = None,
-    png: Annotated[Path, typer.Option(help="Where to draw the two timelines.")] = Path("turboprefill-demo.png"),
+    png: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to draw the two timelines: a PNG, or an HTML file if the name ends in .html. "
+            "Default: turboprefill-demo.png, or .html if matplotlib is not installed."
+        ),
+    ] = None,
     no_picture: Annotated[bool, typer.Option("--no-picture", help="Draw nothing.")] = False,
 ) -> None:
     """Read a prompt on both paths, alternating: speed, timelines, and whether the results are the same bytes.
@@ -79,12 +85,14 @@ def demo(
     With --virtual it takes devices with configured times, as many as you like (docs/virtual.md).
     Exit code 0 only if logits and state are identical.
     """
-    from turboprefill.demo import settings
+    from turboprefill.demo import settings, timeline
 
     options = _Options(
         model, prompt_file, n_prompt, ubatch, n_batch, repeats, devices, rpc, virtual, tensor_split, json,
-        None if no_picture else png,
+        None if no_picture else png or timeline.default_path(),
     )  # fmt: skip
+    if options.png is not None:
+        timeline.check(options.png)  # before anything starts
     settings.read_text(prompt_file)  # a wrong file name should not cost the time to start anything
     settings.split_ratios(tensor_split)
     if virtual is not None:
