@@ -93,5 +93,4 @@ def _print_gates(report: Report) -> None:
             "given -sm layer, all layers on devices, and a prompt longer than one ubatch (-ub)"
         )
     else:
-        closed = sum(gate.open is False for gate in report.gates)
-        out.print(f"{closed} of these are closed; prompts take llama.cpp's standard path until they are open")
+        out.print(f"{report.n_closed} of these are closed; prompts take llama.cpp's standard path until they are open")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +9,7 @@ import typer
 from rich.markup import escape
 
 from turboprefill.cli.console import out, progress
-from turboprefill.tools.patcher import install
-from turboprefill.tools.sources import checkout
+from turboprefill.tools.prepare import prepare_tree
 
 __all__ = ["register"]
 
@@ -32,9 +30,6 @@ def _prepare_tree(
 
     Files that do not change keep their times, so that a build after it stays short.
     """
-    chosen = source or os.environ.get("TURBOPREFILL_SOURCE") or "auto"
-    done = checkout(directory, source=chosen, replace=True, progress=progress())
-    # This tree is the build's own, so whatever was edited in it can go.
-    outcome = install(directory, force=True)
-    what = f"{len(outcome.changes)} files changed" if done.created or outcome.changes else "nothing to do"
+    done = prepare_tree(directory, source=source, progress=progress())
+    what = f"{done.n_changed} files changed" if done.changed else "nothing to do"
     out.print(f"{escape(str(directory))}: llama.cpp {done.base or '(not pinned)'} with TurboPrefill, {what}")

@@ -53,9 +53,8 @@ def _status(
     base = state.match.base
     out.print(f"  base       {_base_in_words(state)}" if base else "  base       none of the known versions")
     out.print(f"  installed  {state.version or 'no'}, this turboprefill has {overlay.version}")
-    installed = any(file.state not in ("untouched", "missing") for file in state.files)
     for file in state.files:
-        if not file.local_edits and (state.up_to_date or not installed):
+        if not file.local_edits and (state.up_to_date or not state.present):
             continue
         edits = " [yellow](local edits)[/]" if file.local_edits else ""
         out.print(f"  {file.state:13} {escape(file.path)}{edits}")

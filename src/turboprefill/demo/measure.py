@@ -18,6 +18,8 @@ import turboprefill
 if TYPE_CHECKING:
     from turboprefill import Context, Model, Span
 
+__all__ = ["Arm", "Note", "Result", "Workload", "busy_percent", "run"]
+
 Note = Callable[[str], None]
 
 _ALL_LOGITS_BYTES = 256 << 20  # of the prefix whose logits are compared at every position
@@ -104,6 +106,11 @@ class Result:
     def state_identical(self) -> bool:
         """Whether the saved states (KV cache or recurrent state) of both paths are the same bytes."""
         return len(self.standard.states | self.turbo.states) == 1
+
+    @property
+    def identical(self) -> bool:
+        """Whether logits and states of both paths are the same bytes."""
+        return self.logits_identical and self.state_identical
 
 
 def run(workload: Workload, note: Note = lambda _: None) -> Result:

@@ -13,6 +13,8 @@ from rich.table import Table
 
 from turboprefill.demo.measure import Arm, Result, busy_percent
 
+__all__ = ["as_json", "conclusion", "picture_title", "show", "write_json"]
+
 
 def as_json(result: Result) -> dict[str, Any]:
     """The result as plain values. The first eight keys are a promise; more may follow."""
@@ -57,6 +59,11 @@ def write_json(result: Result, path: Path) -> None:
         OSError: the file cannot be written.
     """
     path.write_text(json.dumps(as_json(result), indent=2) + "\n", encoding="utf-8")
+
+
+def picture_title(result: Result) -> str:
+    """What the timelines show, in a line."""
+    return f"{result.n_prompt:,} tokens in ubatches of {result.workload.n_ubatch}, {len(result.devices)} devices"
 
 
 def show(result: Result, console: Console) -> None:

@@ -9,12 +9,32 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import turboprefill
 from turboprefill import synth
 from turboprefill.demo.measure import Note
 from turboprefill.errors import TurboPrefillError
 from turboprefill.paths import cache_dir
+from turboprefill.planner import DoesNotFitError, Needs, make_plan, read_facts
 from turboprefill.planner.auto import UBATCH_MAX
+from turboprefill.planner.calibrate import cached_places
+from turboprefill.planner.plan import best_ubatch, default_plan
+from turboprefill.planner.resolve import live_devices
 from turboprefill.synth.archs import Shape
+
+__all__ = [
+    "USUAL_PROMPT",
+    "Choice",
+    "DemoError",
+    "crowded",
+    "gpu_names",
+    "host_threads",
+    "is_loopback",
+    "planned",
+    "read_text",
+    "split_list",
+    "split_ratios",
+    "synthetic_model",
+]
 
 USUAL_PROMPT = 4096  # tokens to plan for where only the text says how many there are
 _SPARE_BYTES = 1 << 30  # left free on the disk that a model is written to
@@ -76,8 +96,6 @@ def _fingerprint(shape: Shape) -> str:
 
 def gpu_names() -> list[str]:
     """Names of the GPUs that this build of llama.cpp can use: this machine's, not those of RPC servers."""
-    import turboprefill
-
     return [device.name for device in turboprefill.devices() if device.type == "gpu" and device.backend != "RPC"]
 
 
@@ -123,11 +141,6 @@ def planned(
 
     None too if nothing was found to fit: estimates are on the safe side, so llama.cpp may try its own.
     """
-    from turboprefill.planner import DoesNotFitError, Needs, make_plan, read_facts
-    from turboprefill.planner.calibrate import cached_places
-    from turboprefill.planner.plan import best_ubatch, default_plan
-    from turboprefill.planner.resolve import live_devices
-
     devices = live_devices(names, endpoints or [])
     if len(devices) < 2:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from turboprefill import virtual
 
-__all__ = ["PRESET", "TOKENS", "UBATCH", "explain", "load"]
+__all__ = ["PRESET", "TOKENS", "UBATCH", "explain", "load", "specification"]
 
 PRESET = "tiny"  # small: its computation must fit into the devices' configured time
 TOKENS, UBATCH = 1280, 64

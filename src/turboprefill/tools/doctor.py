@@ -68,7 +68,12 @@ class Report:
     @property
     def can_pipeline(self) -> bool:
         """Whether a patched program on this machine, with these variables, would pipeline prompts over its GPUs."""
-        return all(gate.open is not False for gate in self.gates)
+        return self.n_closed == 0
+
+    @property
+    def n_closed(self) -> int:
+        """How many gates are closed."""
+        return sum(gate.open is False for gate in self.gates)
 
     def as_json(self) -> dict[str, Any]:
         """For ``doctor --json``; the keys are an interface."""

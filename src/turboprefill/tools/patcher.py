@@ -142,7 +142,7 @@ def diff(root: Path, *, full: bool = False, overlay: Overlay | None = None, pins
     """
     overlay, pins = overlay or load_overlay(), pins or load_pins()
     state = status(root, overlay=overlay, pins=pins)
-    installed = any(f.state not in ("untouched", "missing") for f in state.files)
+    installed = state.present
     if not installed:
         _refuse_failed_anchors(state, pins)
     for file in state.files:

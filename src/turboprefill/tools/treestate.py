@@ -65,6 +65,11 @@ class TreeState:
         """Files with local edits."""
         return tuple(file.path for file in self.files if file.local_edits)
 
+    @property
+    def present(self) -> bool:
+        """Whether anything of TurboPrefill is in the tree, of whichever version."""
+        return any(file.state not in ("untouched", "missing") for file in self.files)
+
     def as_json(self, overlay: Overlay) -> dict[str, Any]:
         """For ``status --json``; the keys are an interface."""
         base = self.match.base
