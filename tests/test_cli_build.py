@@ -137,7 +137,7 @@ def test_cuda_without_its_compiler_is_named(commands: Path, tree: Path) -> None:
 def test_a_missing_cmake_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder.shutil, "which", lambda _name: None)
     monkeypatch.setattr(builder, "find_nvcc", lambda: None)
-    with pytest.raises(BuildError, match="there is no cmake; install"):
+    with pytest.raises(BuildError, match="cmake was not found; install"):
         build(tree)
 
 

@@ -129,4 +129,4 @@ def test_a_killed_worker_is_named(long_demo, tmp_path: Path) -> None:
     time.sleep(1)
     os.kill(servers[0], signal.SIGKILL)
     assert long_demo.wait(60) == 1
-    assert "was ended by signal 9. Its last lines:" in (tmp_path / "log").read_text()
+    assert "was killed by signal 9. Its last lines:" in (tmp_path / "log").read_text()

@@ -101,7 +101,7 @@ def test_a_different_state_is_said_loudly(result: Result) -> None:
 
 def test_ubatches_that_were_not_pipelined_are_explained(result: Result) -> None:
     result.turbo = dataclasses.replace(result.turbo, pipelined_ubatches=1, standard_ubatches=3, reason="[one] device")
-    assert "3 of 4 ubatches took the standard path with TurboPrefill too: [one] device" in words(result)
+    assert "3 of 4 ubatches took the standard path even with TurboPrefill: [one] device" in words(result)
 
 
 def test_a_slower_run_is_not_called_faster(result: Result) -> None:

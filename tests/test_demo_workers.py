@@ -61,7 +61,7 @@ def test_a_dead_worker_is_reported_with_its_last_lines() -> None:
     with RpcWorkers(2) as workers:
         os.kill(workers.pids[1], signal.SIGKILL)
         assert gone(workers.pids[1:])
-        with pytest.raises(WorkerError, match=rf"{workers.endpoints[1]} was ended by signal 9(?s:.*)\| .*endpoint"):
+        with pytest.raises(WorkerError, match=rf"{workers.endpoints[1]} was killed by signal 9(?s:.*)\| .*endpoint"):
             workers.check()
 
 

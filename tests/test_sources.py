@@ -363,7 +363,7 @@ class TestExistingDestination:
     def test_something_else_is_refused_and_kept(self, pins: Pins, dest: Path) -> None:
         dest.mkdir(parents=True)
         (dest / "diary.txt").write_text("dear diary")
-        with pytest.raises(RefusedError, match=r"not llama\.cpp; nothing was changed"):
+        with pytest.raises(RefusedError, match=r"not a llama\.cpp tree; nothing was changed"):
             checkout(dest, pins=pins)
         assert snapshot(dest).keys() == {"diary.txt"}
 

@@ -158,7 +158,7 @@ class Context(Monitored):
             ClosedError: the context is closed.
         """
         if _LOGITS not in self._widths:
-            raise InvalidInputError("this context makes no logits, but embeddings; use embeddings()")
+            raise InvalidInputError("this context makes embeddings, not logits; use embeddings()")
         return self._rows(_LOGITS, copy)
 
     def embeddings(self, seq_id: int | None = None, *, copy: bool = True) -> NDArray[np.float32]:

@@ -36,9 +36,9 @@ class Messages:
 
     @property
     def reason(self) -> str:
-        """The line that most likely tells why the call failed."""
+        """The line that most likely explains why the call failed."""
         # The innermost function reports first and best; after it comes "failed to load model" and the like.
-        lines = self.errors[:1] or self.warnings[-1:] or ["llama.cpp gives no reason"]
+        lines = self.errors[:1] or self.warnings[-1:] or ["llama.cpp gave no reason"]
         return lines[0]
 
 

@@ -1,4 +1,4 @@
-"""matplotlib, for those who have it: it draws the PNG files, and nothing else needs it."""
+"""Access to matplotlib, an optional dependency: it draws the PNG files, and nothing else needs it."""
 
 from __future__ import annotations
 

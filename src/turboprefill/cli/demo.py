@@ -34,22 +34,22 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    model: Annotated[Path | None, typer.Option(help="GGUF model. Default: a synthetic one, made once.")] = None,
-    prompt_file: Annotated[Path | None, typer.Option(help="Text to read. Default: an essay of our own.")] = None,
-    n_prompt: Annotated[int | None, typer.Option(min=2, help="Tokens to read; the text is repeated if needed.")] = None,
+    model: Annotated[Path | None, typer.Option(help="GGUF model. Default: a synthetic one, cached.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="Prompt text. Default: a bundled essay.")] = None,
+    n_prompt: Annotated[int | None, typer.Option(min=2, help="Prompt tokens; the text is repeated if needed.")] = None,
     ubatch: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per ubatch. Default: as planned; 128 with CPU workers.")
+        int | None, typer.Option(min=1, help="Tokens per ubatch. Default: the planner's choice; 128 with CPU workers.")
     ] = None,
     n_batch: Annotated[int, typer.Option(min=1, help="Tokens per llama_decode call.")] = 2048,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each path, after a warm-up.")] = 3,
-    devices: Annotated[str | None, typer.Option(help="Devices by name, as in CUDA0,CUDA1. Default: all GPUs.")] = None,
-    rpc: Annotated[str | None, typer.Option(help="Use these RPC servers: HOST:PORT,HOST:PORT")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs per path, after a warm-up.")] = 3,
+    devices: Annotated[str | None, typer.Option(help="Devices by name: CUDA0,CUDA1. Default: all GPUs.")] = None,
+    rpc: Annotated[str | None, typer.Option(help="RPC servers to use: HOST:PORT,HOST:PORT")] = None,
     virtual: Annotated[
-        str | None, typer.Option(help="Virtual devices: 4, or as in 4,peer=refused,split_us=5000")
+        str | None, typer.Option(help="Virtual devices: 4, or with properties: 4,peer=refused,split_us=5000")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Local CPU workers to start where there are no two GPUs.")] = 2,
-    tensor_split: Annotated[str | None, typer.Option(help="Share of the layers per device, as in 3,1")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the result to this file.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Local CPU workers to start without two GPUs.")] = 2,
+    tensor_split: Annotated[str | None, typer.Option(help="Share of the layers per device, such as 3,1")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
     png: Annotated[
         Path | None,
         typer.Option(
@@ -57,13 +57,14 @@ def demo(
             "Default: turboprefill-demo.png, or .html if matplotlib is not installed."
         ),
     ] = None,
-    no_picture: Annotated[bool, typer.Option("--no-picture", help="Draw nothing.")] = False,
+    no_picture: Annotated[bool, typer.Option("--no-picture", help="Do not draw the timelines.")] = False,
 ) -> None:
-    """Read a prompt on both paths, alternating: speed, timelines, and whether the results are the same bytes.
+    """Process one prompt on both paths, alternating: compare speed and timelines, and the results byte for byte.
 
-    Takes the GPUs if there are at least two. Otherwise it starts local RPC workers that compute on the CPU.
-    With --virtual it takes devices with configured times, as many as you like (docs/virtual.md).
-    Exit code 0 only if logits and state are identical.
+    No model file needed; the demo generates one.
+    Uses the GPUs if there are at least two; otherwise starts local RPC workers that compute on the CPU.
+    With --virtual it uses any number of virtual devices with configured timings (docs/virtual.md).
+    Exits with 0 only if logits and state are identical.
     """
     # here and below: other commands should not wait for NumPy and the native module
     from turboprefill.demo import timeline
@@ -75,7 +76,7 @@ def demo(
         timeline.check(files.png)
     options.check()
     if virtual is not None and (rpc or devices):
-        raise typer.BadParameter("--virtual brings its own devices: leave out --rpc and --devices")
+        raise typer.BadParameter("--virtual creates its own devices: leave out --rpc and --devices")
     if needs_workers(options):
         raise typer.Exit(_with_workers(options, files, workers))
     result = _measure(options)

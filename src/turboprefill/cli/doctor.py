@@ -1,4 +1,4 @@
-"""``turboprefill doctor``: what is there, what is missing, what to do about it."""
+"""``turboprefill doctor``: what is available, what is missing, and what to do about it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def register(app: typer.Typer) -> None:
 
 def _doctor(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="A llama.cpp tree to look at too.", show_default=False)
+        Path | None, typer.Argument(metavar="[DIR]", help="A llama.cpp tree to examine as well.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs; the keys are stable.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output; the keys are stable.")] = False,
 ) -> None:
-    """Show what this machine has, and everything that keeps prompts from being pipelined, with its remedy.
+    """Show what this machine has, what prevents prompts from being pipelined, and how to fix it.
 
-    Changes nothing, and ends with 0 whatever it finds.
+    Changes nothing; exits with 0 whatever it finds.
 
     [bold]Examples[/]
 
@@ -40,7 +40,7 @@ def _doctor(
       turboprefill doctor llama.cpp
       turboprefill doctor --json | jq .can_pipeline
     """
-    with err.status("looking around"):
+    with err.status("examining this machine"):
         report = examine(directory)
     if as_json:
         typer.echo(json.dumps(report.as_json(), indent=2))
@@ -82,15 +82,15 @@ def _facts(gpu: Gpu) -> list[str]:
 
 
 def _print_gates(report: Report) -> None:
-    out.print("[bold]What pipelined prompts need[/]")
+    out.print("[bold]Requirements for pipelining[/]")
     for gate in report.gates:
         out.print(f"  {_MARKS[gate.open]:>6} {gate.name}: {escape(gate.found)}")
         if gate.remedy:
             out.print(f"         -> {escape(gate.remedy)}")
     if report.can_pipeline:
         out.print(
-            f"[green]A patched llama.cpp pipelines prompts over {report.visible_gpus} devices here[/], "
+            f"[green]A patched llama.cpp can pipeline prompts over {report.visible_gpus} devices here[/], "
             "given -sm layer, all layers on devices, and a prompt longer than one ubatch (-ub)"
         )
     else:
-        out.print(f"{report.n_closed} of these are closed; prompts take llama.cpp's standard path until they are open")
+        out.print(f"{report.n_closed} of these are closed; until they are open, prompts take llama.cpp's standard path")

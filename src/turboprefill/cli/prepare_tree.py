@@ -20,15 +20,15 @@ def register(app: typer.Typer) -> None:
 
 
 def _prepare_tree(
-    directory: Annotated[Path, typer.Argument(metavar="DEST", help="A new folder, or one that this made before.")],
+    directory: Annotated[Path, typer.Argument(metavar="DEST", help="A new directory, or one that this command made.")],
     source: Annotated[
         str | None,
         typer.Option("--from", metavar="auto|git|pypi|PATH", help="Default: $TURBOPREFILL_SOURCE, else auto."),
     ] = None,
 ) -> None:
-    """Make DEST the pinned llama.cpp with TurboPrefill in it; does nothing where it is that already.
+    """Make DEST the pinned llama.cpp with TurboPrefill installed; do nothing if it already is.
 
-    Files that do not change keep their times, so that a build after it stays short.
+    Unchanged files keep their timestamps, so that rebuilding is quick.
     """
     done = prepare_tree(directory, source=source, progress=progress())
     what = f"{done.n_changed} files changed" if done.changed else "nothing to do"

@@ -137,5 +137,5 @@ def remarks(options: Options, result: Result) -> list[str]:
     if options.virtual is not None:
         return virtual_devices.explain(options.virtual)
     if result.workload.n_threads == 1:
-        return ["Local CPU workers share this machine's cores: look at the ratio, not at tok/s."]
+        return ["Local CPU workers share this machine's cores: look at the speedup, not at tok/s."]
     return []

@@ -90,7 +90,7 @@ class Result:
 
     @property
     def speedup_over_shipped(self) -> float | None:
-        """Median time of llama.cpp as shipped over that with TurboPrefill, if measured."""
+        """Median time of stock llama.cpp over that with TurboPrefill, if measured."""
         if self.shipped is None:
             return None
         return statistics.median(self.shipped.seconds) / statistics.median(self.turbo.seconds)
@@ -114,13 +114,13 @@ class Result:
 
 
 def run(workload: Workload, note: Note = lambda _: None) -> Result:
-    """Load the model and measure. `note` is told what happens next.
+    """Load the model and measure; calls `note` with each step.
 
     Raises:
         TurboPrefillError: loading or decoding failed.
     """
     standard, turbo = Arm("standard", turbo=False), Arm("TurboPrefill", turbo=True)
-    shipped = Arm("llama.cpp as shipped", turbo=False) if workload.shipped_ubatch is not None else None
+    shipped = Arm("stock llama.cpp", turbo=False) if workload.shipped_ubatch is not None else None
     together = Path(workload.model).stat().st_size <= _TWICE_BYTES
     with ExitStack() as stack:
         if shipped is not None and not together:
@@ -184,13 +184,13 @@ def _prompt(model: Model, workload: Workload) -> tuple[list[int], int]:
 def _rounds(workload: Workload, runs: Sequence[tuple[_Opened, Arm]], note: Note) -> None:
     """Warm-ups, then the timed runs of all arms."""
     for opened, arm in runs:
-        note(f"warm-up, {arm.name}")
+        note(f"warm-up: {arm.name}")
         _prefill(opened.context, arm, opened.tokens)
         arm.states.add(_digest(opened.context.state()))
     for repeat in range(workload.repeats):
         # which arm goes first alternates, so that a machine that slows down or speeds up favours none
         for opened, arm in runs if repeat % 2 == 0 else runs[::-1]:
-            note(f"run {repeat + 1} of {workload.repeats}, {arm.name}")
+            note(f"run {repeat + 1} of {workload.repeats}: {arm.name}")
             before = opened.context.stats()
             arm.seconds.append(_prefill(opened.context, arm, opened.tokens))
             after = opened.context.stats()
@@ -204,10 +204,10 @@ def _compare(workload: Workload, opened: _Opened, standard: Arm, turbo: Arm, not
     model, context, tokens, arms = opened.model, opened.context, opened.tokens, (standard, turbo)
     n_prefix = _prefix_length(workload, len(tokens), model)
     for arm in arms:
-        note(f"all logits of {n_prefix} tokens, {arm.name}")
+        note(f"all logits of the first {n_prefix} tokens: {arm.name}")
         _prefill(context, arm, tokens[:n_prefix], every=True)
     for arm in arms:
-        note(f"timeline, {arm.name}")
+        note(f"timeline: {arm.name}")
         with context.trace() as trace:
             _prefill(context, arm, tokens)
         arm.spans = [span for span in trace.spans if span.device != _HOST]
@@ -241,7 +241,7 @@ def _digest(data: Any) -> bytes:
 
 
 def _describe(model: Model) -> str:
-    return f"{model.desc}: {model.n_params / 1e6:,.0f} million weights, {model.size / 1e6:,.0f} MB"
+    return f"{model.desc}: {model.n_params / 1e6:,.0f} million parameters, {model.size / 1e6:,.0f} MB"
 
 
 def busy_percent(spans: Sequence[Span]) -> dict[str, float]:

@@ -74,7 +74,7 @@ def show(result: Result, console: Console) -> None:
     sizes = f"ubatches of {workload.n_ubatch}, calls of {workload.n_batch}"
     console.print(f"[bold]prompt[/]  {result.n_prompt:,} tokens, {sizes}")
     if result.n_prompt > result.n_text:
-        console.print(f"        (the text has {result.n_text:,} tokens: it is read over again)")
+        console.print(f"        (the text has {result.n_text:,} tokens and is repeated)")
     if result.workload.tensor_split is not None:
         console.print(f"[bold]split[/]   -ts {','.join(f'{share:g}' for share in result.workload.tensor_split)}")
     transports = dict(result.stages)
@@ -86,33 +86,33 @@ def show(result: Result, console: Console) -> None:
 
 
 def conclusion(result: Result) -> list[str]:
-    """What the numbers say, in sentences with rich markup."""
+    """What the numbers mean, in sentences with rich markup."""
     lines = []
     if (over_shipped := result.speedup_over_shipped) is not None:
         lines.append(
-            f"[bold]TurboPrefill, as planned, reads this prompt {_ratio(over_shipped)} llama.cpp as shipped "
+            f"[bold]TurboPrefill, as planned, processes this prompt {_ratio(over_shipped)} stock llama.cpp "
             f"(its own split, ubatches of {result.workload.shipped_ubatch}).[/]"
         )
     same = " with the same split and ubatches" if lines else ""
-    lines.append(f"[bold]TurboPrefill reads this prompt {_ratio(result.speedup)} the standard path{same}.[/]")
+    lines.append(f"[bold]TurboPrefill processes this prompt {_ratio(result.speedup)} the standard path{same}.[/]")
     turbo = result.turbo
     if turbo.standard_ubatches or not turbo.pipelined_ubatches:
         count = f"{turbo.standard_ubatches} of {turbo.standard_ubatches + turbo.pipelined_ubatches} ubatches"
         reason = escape(turbo.reason or "no reason was given")
-        lines.append(f"[yellow]{count} took the standard path with TurboPrefill too: {reason}[/]")
+        lines.append(f"[yellow]{count} took the standard path even with TurboPrefill: {reason}[/]")
     lines.append(
         _verdict(
             result.logits_identical,
-            f"Logits are byte-identical: all of the last position in every run, and all of the first "
+            f"Logits are byte-identical: at the last position in every run, and at all of the first "
             f"{result.n_prefix:,} positions.",
-            "LOGITS DIFFER between the two paths. This is an error: please do not use this build.",
+            "LOGITS DIFFER between the two paths. This is a bug: do not use this build.",
         )
     )
     lines.append(
         _verdict(
             result.state_identical,
-            "The saved state (everything the caches hold after the prompt) is byte-identical.",
-            "THE STATE DIFFERS between the two paths. This is an error: please do not use this build.",
+            "The saved state (everything in the caches after the prompt) is byte-identical.",
+            "THE STATE DIFFERS between the two paths. This is a bug: do not use this build.",
         )
     )
     return lines
@@ -121,7 +121,7 @@ def conclusion(result: Result) -> list[str]:
 def _table(result: Result) -> Table:
     table = Table(title=None, show_edge=False, pad_edge=False)
     table.add_column("path")
-    for name in ("tok/s", "first token", "+-", "ratio", "runs", "busy"):
+    for name in ("tok/s", "TTFT", "+-", "speedup", "runs", "busy"):
         table.add_column(name, justify="right")
     base = result.shipped or result.standard
     for arm in (result.shipped, result.standard, result.turbo):

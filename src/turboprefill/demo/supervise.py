@@ -1,6 +1,6 @@
 """Running the measurement in a process of its own, because llama.cpp ends its process when a worker dies.
 
-From outside one can still report which worker it was, and what it wrote last.
+The parent process can still report which worker it was, and its last output.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def run_with_workers(n: int, command: Command) -> int:
         if code < 0:
             workers.check(patience=2.0)
             raise WorkerError(
-                f"the measurement was ended by signal {-code}; the workers are still running. See its output above."
+                f"the measurement was killed by signal {-code}; the workers are still running. See its output above."
             )
     return code
 

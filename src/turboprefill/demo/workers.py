@@ -38,7 +38,7 @@ class _Worker:
     def last_words(self) -> str:
         self.log.seek(0)
         lines = self.log.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
-        return "\n".join(f"  | {line}" for line in lines) or "  | (it wrote nothing)"
+        return "\n".join(f"  | {line}" for line in lines) or "  | (no output)"
 
     def close(self) -> None:
         processes.stop(self.process)
@@ -69,7 +69,7 @@ class RpcWorkers:
 
     def __init__(self, n: int, *, threads: int = 1, binary: Path | None = None) -> None:
         if n < 1:
-            raise WorkerError(f"{n} workers were asked for: expected at least 1")
+            raise WorkerError(f"the number of workers is {n}: expected at least 1")
         program = binary or _packaged_server()
         self._workers: list[_Worker] = []
         try:
@@ -92,7 +92,7 @@ class RpcWorkers:
     def check(self, patience: float = 0.0) -> None:
         """Raise WorkerError, with its last log lines, if a worker is no longer running.
 
-        A killed process closes its connections before it counts as ended: who saw a connection break waits for
+        A killed process closes its connections before it counts as ended: after a broken connection, wait up to
         `patience` seconds.
         """
         deadline = time.monotonic() + patience
@@ -100,7 +100,7 @@ class RpcWorkers:
             time.sleep(0.05)
         for worker in self._workers:
             if (code := worker.process.poll()) is not None:
-                how = f"was ended by signal {-code}" if code < 0 else f"exited with code {code}"
+                how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
                 raise WorkerError(f"the worker on {worker.endpoint} {how}. Its last lines:\n{worker.last_words()}")
 
     def close(self) -> None:

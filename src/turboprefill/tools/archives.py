@@ -132,7 +132,9 @@ def _find_tree(archive: Path) -> tuple[str, ...]:
     for head in heads:
         if (*head, "CMakeLists.txt") in names and any(n[: len(head) + 1] == (*head, "ggml") for n in names):
             return head
-    raise ToolError(f"{archive} holds no llama.cpp tree: no folder in it has include/llama.h, CMakeLists.txt and ggml.")
+    raise ToolError(
+        f"{archive} does not contain a llama.cpp tree: no folder in it has include/llama.h, CMakeLists.txt and ggml."
+    )
 
 
 def _entries(archive: Path) -> Iterator[_Entry]:

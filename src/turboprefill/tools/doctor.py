@@ -1,4 +1,4 @@
-"""What this machine, this installation and a tree offer, and what keeps prompts from being pipelined."""
+"""What this machine, this installation and a tree offer, and what prevents prompts from being pipelined."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ class Report:
 
 
 def examine(root: Path | None = None) -> Report:
-    """Look at everything; nothing is changed, and nothing that is missing raises.
+    """Examine everything; changes nothing, and raises nothing for what is missing.
 
     Args:
-        root: a llama.cpp tree to look at as well.
+        root: a llama.cpp tree to examine as well.
     """
     tools = _tools()
     gpus = hardware.find_gpus()
@@ -119,11 +119,11 @@ def _tools() -> tuple[Tool, ...]:
 
     compiler = next((c for c in (os.environ.get("CXX"), "c++", "g++", "clang++") if c and shutil.which(c)), "c++")
     return (
-        tool("git", "checkout from github.com, local repositories"),
+        tool("git", "checkout from github.com or local repositories"),
         tool(compiler, "compiling"),
         tool("cmake", "compiling"),
-        tool("ninja", "compiling, faster than make"),
-        tool("ccache", "compiling again, optional"),
+        tool("ninja", "faster builds than with make"),
+        tool("ccache", "faster rebuilds, optional"),
         tool("nvcc", "compiling for NVIDIA GPUs", hardware.find_nvcc()),
     )
 
@@ -192,15 +192,15 @@ def _device_gates(visible: int, present: int, peer: bool | None) -> list[Gate]:
     else:
         found = f"{visible} GPU{'' if visible == 1 else 's'}"
         remedy = (
-            "a pipeline needs at least two devices: add GPUs, or devices of other machines through RPC "
-            "(--rpc HOST:PORT). To see it work on this machine's processor: turboprefill demo"
+            "a pipeline needs at least two devices: add GPUs, or devices on other machines over RPC "
+            "(--rpc HOST:PORT). To see it work on this machine's CPU: turboprefill demo"
         )
     gates = [Gate("devices", enough, found, "" if enough else remedy)]
     if present > 1:
         words = {
-            True: "every pair of GPUs",
-            False: "not between all GPUs; data goes through host memory, which still overlaps with computing",
-            None: "not known",
+            True: "between every pair of GPUs",
+            False: "not between all GPUs; data is staged through host memory, which still overlaps with compute",
+            None: "unknown",
         }
         gates.append(Gate("peer access", True if peer else None, words[peer], ""))
     return gates
@@ -216,11 +216,11 @@ def _software_gates(package: Mapping[str, Any], root: Path | None, tree: Mapping
     gates.append(
         Gate(
             "Python module",
-            True if module else None,  # patched programs do without it
+            True if module else None,  # patched programs work without it
             module or str(package["native_module_error"]),
             ""
             if module
-            else "needed for the Python interface and the demo: pip install . in turboprefill's source tree",
+            else "needed for the Python API and the demo: run `pip install .` in turboprefill's source tree",
         )
     )
     value = os.environ.get("TURBOPREFILL")
@@ -230,7 +230,7 @@ def _software_gates(package: Mapping[str, Any], root: Path | None, tree: Mapping
             "switched on",
             not off,
             f"TURBOPREFILL={value}" if value is not None else "TURBOPREFILL is not set",
-            "for llama.cpp's programs: export TURBOPREFILL=1 (the Python interface has its own switch)" if off else "",
+            "for llama.cpp's programs: export TURBOPREFILL=1 (the Python API has its own switch)" if off else "",
         )
     )
     return gates
@@ -241,8 +241,12 @@ def _rpc_gate(root: Path) -> Gate | None:
     sources = (root / "ggml/src/ggml-rpc").glob("*.cpp")
     if not any(b"COMM_INIT" in path.read_bytes() for path in sources if path.is_file()):
         return None
-    found = "its ggml-rpc-server opens another port, on every address of the machine, if a client asks for collectives"
-    return Gate("RPC server", None, found, "let a firewall admit only the client; TurboPrefill never asks for that")
+    found = (
+        "its ggml-rpc-server opens another port, on all of the machine's addresses, if a client requests collectives"
+    )
+    return Gate(
+        "RPC server", None, found, "allow only the client through the firewall; TurboPrefill itself never requests them"
+    )
 
 
 def _tree_gate(root: Path, tree: Mapping[str, Any]) -> Gate:

@@ -19,7 +19,7 @@ __all__ = ["clone_local", "fetch_commit", "forget_outer_repository", "git_availa
 _AUTHOR = "TurboPrefill <turboprefill@localhost>"
 _DATE = "2000-01-01T00:00:00+0000"  # constant, so that the same tree always becomes the same commit
 _OURS = ("turboprefill", "checkout")  # set in the configuration of every repository made here
-# Give up on a stalled connection, and never wait for somebody to type a password.
+# Give up on a stalled connection, and never wait for a password to be typed.
 _IMPATIENT = {
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_ASKPASS": "true",

@@ -1,4 +1,4 @@
-"""Running a long external command: output to a log file and, line by line, to whoever watches."""
+"""Running a long external command: output goes to a log file and, line by line, to a callback."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class FileState:
         role: "hooked" (upstream's, gets lines) or "own".
         state: hooked: "untouched", "installed", "incomplete" (some of our lines), "other lines", "missing";
             own: "installed", "other version", "edited", "missing".
-        local_edits: somebody changed it by hand.
+        local_edits: it was edited by hand.
     """
 
     path: str
@@ -99,7 +99,7 @@ class TreeState:
 
 
 def inspect_tree(tree: Tree, overlay: Overlay, pins: Pins | None = None) -> TreeState:
-    """Look at a tree.
+    """Determine the state of a tree.
 
     Raises:
         RefusedError: a file that matters cannot be read, or lies outside of the tree.
