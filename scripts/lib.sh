@@ -71,7 +71,8 @@ fingerprint() {
   } | sha256sum | cut -d' ' -f1
 }
 
-# install_package VENV LOG [PIP ARGUMENT...]: build and install this tree, quickly if nothing changed.
+# install_package VENV LOG [PIP ARGUMENT...]: build and install this tree, with what draws PNG files; quickly if nothing
+# changed.
 install_package() {
   local venv=$1 log=$2 stamp=$1/.turboprefill-installed now
   shift 2
@@ -83,7 +84,7 @@ install_package() {
   mkdir -p "$(dirname "$log")"
   say "installing into $venv; the first time llama.cpp is built, which takes minutes (log: $log)"
   export CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}"
-  with_live_line "$log" "$venv/bin/python" -m pip install -v --disable-pip-version-check "$@" .
+  with_live_line "$log" "$venv/bin/python" -m pip install -v --disable-pip-version-check "$@" '.[plots]'
   printf '%s' "$now" >"$stamp"
 }
 

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
+import psutil
+
+__all__ = ["children", "running"]
 
 
 def children(pid: int) -> set[int]:
     """All that descend from a process and still run."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-            if state != "Z":
-                parents[int(stat.parent.name)] = int(parent)
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {pid}
+    try:
+        return running({child.pid for child in psutil.Process(pid).children(recursive=True)})
+    except psutil.NoSuchProcess:
+        return set()
 
 
 def running(pids: set[int]) -> set[int]:
-    def state(pid: int) -> str:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return "gone"
+    """Those that have not ended."""
 
-    return {pid for pid in pids if state(pid) not in ("Z", "gone")}
+    def runs(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    return {pid for pid in pids if runs(pid)}

@@ -143,7 +143,7 @@ def test_the_log_is_bounded_and_says_what_was_lost(caplog):
     assert "1808 older lines" in caplog.text
 
 
-def test_a_handler_that_fails_does_not_break_the_capture():
+def test_a_handler_that_fails_does_not_break_collecting():
     class Failing(logging.Handler):
         def emit(self, record):
             raise RuntimeError("handler")
@@ -156,4 +156,4 @@ def test_a_handler_that_fails_does_not_break_the_capture():
             log.flush()
     finally:
         log.logger.removeHandler(handler)
-    assert log._captures == []
+    assert log._collecting == []

@@ -137,7 +137,7 @@ def test_pooled_embeddings_are_per_sequence(make, model):
     assert not np.array_equal(context.embeddings(0), context.embeddings(1))
     with pytest.raises(tp.InvalidInputError, match="pass seq_id"):
         context.embeddings()
-    with pytest.raises(tp.InvalidInputError, match="makes no logits"):
+    with pytest.raises(tp.InvalidInputError, match="makes embeddings, not logits"):
         context.logits()
 
 

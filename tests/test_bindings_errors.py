@@ -205,7 +205,7 @@ def test_a_folder_is_no_model(tmp_path):
 def test_a_file_of_another_format_is_refused(tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"PK\x03\x04 and so on")
-    with pytest.raises(tp.ModelLoadError, match="no GGUF"):
+    with pytest.raises(tp.ModelLoadError, match="is not a GGUF"):
         tp.Model(path)
 
 

@@ -161,6 +161,26 @@ def test_the_command_line_starts_without_the_native_module() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["status", "{}"], ["install", "{}"]], ids=" ".join)
+def test_libraries_that_few_commands_need_are_loaded_by_those_alone(tmp_path: Path, arguments: list[str]) -> None:
+    make_tree(tmp_path / "llama.cpp")
+    filled = [argument.format(tmp_path / "llama.cpp") for argument in arguments]
+    program = (
+        "import sys\n"
+        "from turboprefill.cli import main\n"
+        "try:\n"
+        "    if sys.argv[1:]: main()\n"
+        "except SystemExit as end:\n"
+        "    print(end.code)\n"
+        "print(sorted({'requests', 'matplotlib', 'numpy', 'gguf', 'pynvml'} & set(sys.modules)))\n"
+    )
+    command = [sys.executable, "-c", program, *filled]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    if arguments:  # install refuses the toy tree only when it has looked at all of it
+        assert done.stdout.splitlines()[-2] == ("3" if arguments[0] == "install" else "0")
+
+
 def test_python_dash_m_is_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "turboprefill", "--version"], capture_output=True, text=True, check=True

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from processtree import running
 from toytree import make_pins, make_tree
 from turboprefill.tools import build as builder
 from turboprefill.tools.build import BuildOptions, build, configure_command
 from turboprefill.tools.errors import BuildError
-from turboprefill.tools.process import CommandFailedError, capture, run
+from turboprefill.tools.hardware import Gpus
+from turboprefill.tools.process import CommandFailedError, output_of, run
 from turboprefill.tools.progress import Silent
 
 # Enough of CMake's two commands: remembers its arguments, makes progress, fails on demand.
@@ -46,7 +48,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_LOG", str(tmp_path / "calls"))
     monkeypatch.setattr(builder, "find_nvcc", lambda: None)
-    monkeypatch.setattr(builder, "find_gpus", list)
+    monkeypatch.setattr(builder, "find_gpus", Gpus)
     return tmp_path / "calls"
 
 
@@ -135,7 +137,7 @@ def test_cuda_without_its_compiler_is_named(commands: Path, tree: Path) -> None:
 def test_a_missing_cmake_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder.shutil, "which", lambda _name: None)
     monkeypatch.setattr(builder, "find_nvcc", lambda: None)
-    with pytest.raises(BuildError, match="there is no cmake; install"):
+    with pytest.raises(BuildError, match="cmake was not found; install"):
         build(tree)
 
 
@@ -156,20 +158,13 @@ def test_an_interrupted_command_ends_with_its_children(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run([sys.executable, "-c", program], log=tmp_path / "log", on_line=interrupt)
     until = time.monotonic() + 5
-    while alive(children[0]):
+    while running({children[0]}):
         assert time.monotonic() < until, "the child of the command still runs"
         time.sleep(0.02)
 
 
-def alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-
-
 def test_a_short_command_that_hangs_is_given_up() -> None:
-    assert capture("sleep", "60", timeout=0.1).code is None
+    assert output_of("sleep", "60", timeout=0.1).code is None
 
 
 def test_ctrl_c_during_a_build_ends_with_130(tree: Path, tmp_path: Path) -> None:
@@ -187,4 +182,4 @@ def test_ctrl_c_during_a_build_ends_with_130(tree: Path, tmp_path: Path) -> None
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
-    assert not alive(int(pid_file.read_text()))
+    assert not running({int(pid_file.read_text())})

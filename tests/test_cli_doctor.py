@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from fakenvml import FakeNvml
 from toytree import make_overlay, make_pins, make_tree
 from turboprefill.cli import app
 from turboprefill.tools import doctor, hardware, patcher, treestate
-from turboprefill.tools.hardware import Gpu
-from turboprefill.tools.process import Captured
+from turboprefill.tools.hardware import Gpu, Gpus, find_gpus
+from turboprefill.tools.process import CommandOutput
 
-OK_MATRIX = " \tGPU0\tGPU1\t\n GPU0\tX\tOK\t\n GPU1\tOK\tX\t\n\nLegend:\n\n  X    = Self\n  OK   = Status Ok\n"
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    """The binding of a machine with two GPUs, until the test changes it."""
+    module = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    return module
 
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> list[Gpu]:
     """The GPUs of the machine; two, until the test changes it."""
     found = [Gpu(i, "H200", 141 << 30) for i in range(2)]
-    monkeypatch.setattr(hardware, "find_gpus", lambda: found)
-    monkeypatch.setattr(hardware, "peer_access", lambda n: n > 1)
+    monkeypatch.setattr(hardware, "find_gpus", lambda: Gpus(tuple(found), "580", len(found) > 1 or None, "none here"))
     monkeypatch.setattr(hardware, "find_nvcc", lambda: "/usr/bin/env")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("TURBOPREFILL", "1")
@@ -94,34 +102,65 @@ def test_something_that_is_no_tree_does_not_stop_the_doctor(gpus: list[Gpu], tmp
     assert "not a llama.cpp tree" in gate(doctor.examine(tmp_path), "tree").found
 
 
+def test_peer_access_is_between_all_gpus_or_not(nvml: FakeNvml) -> None:
+    assert find_gpus().peer_access is True
+    nvml.p2p = dict.fromkeys([(0, 1), (1, 0)], nvml.NVML_P2P_STATUS_CHIPSET_NOT_SUPPORTED)
+    assert find_gpus().peer_access is False
+    nvml.p2p = {(1, 0): nvml.NVML_P2P_STATUS_CHIPSET_NOT_SUPPORTED}
+    assert find_gpus().peer_access is False
+
+
+@pytest.mark.parametrize("broken", ["p2p", ("p2p", 1, 0)], ids=["all", "one"])
+def test_peer_access_is_not_known_where_the_driver_does_not_tell(nvml: FakeNvml, broken: object) -> None:
+    nvml.broken = (broken,)
+    assert find_gpus().peer_access is None
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_fewer_than_two_gpus_have_no_peers(nvml: FakeNvml, n: int) -> None:
+    nvml.n = n
+    assert find_gpus().peer_access is None
+
+
+def test_gpus_are_read_from_nvml(nvml: FakeNvml) -> None:
+    nvml.broken = (("memory", 1),)
+    h200 = Gpu(0, "NVIDIA H200", 143771 << 20, "9.0", 16)
+    assert find_gpus() == Gpus((h200, replace(h200, index=1, memory=0)), "580.65.06", True, "")
+    assert nvml.sessions == 0
+
+
+def test_what_a_gpu_does_not_support_is_not_known(nvml: FakeNvml) -> None:
+    nvml.broken = ("driver", "capability", "width")
+    assert find_gpus().found[0] == Gpu(0, "NVIDIA H200", 143771 << 20, None, None)
+    assert find_gpus().driver is None
+
+
 @pytest.mark.parametrize(
-    ("matrix", "expected"),
+    ("broken", "reason"),
     [
-        (OK_MATRIX, True),
-        (OK_MATRIX.replace("\tOK", "\tCNS"), False),
-        ("garbage", None),
-        ("", None),
-        (OK_MATRIX.replace("GPU1\tOK\tX", ""), None),
+        ("init", "no NVIDIA driver (it does not work)"),
+        ("count", "the NVIDIA driver does not answer (it does not work)"),
     ],
-    ids=["all", "none", "garbage", "nothing", "short"],
 )
-def test_peer_access_is_read_from_the_drivers_matrix(
-    monkeypatch: pytest.MonkeyPatch, matrix: str, expected: bool | None
-) -> None:
-    monkeypatch.setattr(hardware, "capture", lambda *_arguments: Captured(0, matrix, ""))
-    assert hardware.peer_access(2) is expected
+def test_without_a_driver_there_are_no_gpus_and_a_reason(nvml: FakeNvml, broken: str, reason: str) -> None:
+    nvml.broken = (broken,)
+    assert find_gpus() == Gpus(reason=reason)
+    assert nvml.sessions == 0
 
 
-def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = "0, NVIDIA H200, 143771\n1, NVIDIA H200, [N/A]\nNo devices\n"
-    monkeypatch.setattr(hardware, "_from_nvml", list)
-    monkeypatch.setattr(hardware, "capture", lambda *_arguments: Captured(0, rows, ""))
-    assert hardware.find_gpus() == [Gpu(0, "NVIDIA H200", 143771 << 20), Gpu(1, "NVIDIA H200", 0)]
+def test_a_driver_without_gpus_is_named(nvml: FakeNvml) -> None:
+    nvml.n = 0
+    assert find_gpus() == Gpus((), "580.65.06", None, "the NVIDIA driver sees no GPU")
+
+
+def test_without_the_binding_there_are_no_gpus_and_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert find_gpus() == Gpus(reason="the Python package nvidia-ml-py is missing: pip install nvidia-ml-py")
 
 
 def test_versions_skip_copyright_years(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "Copyright (c) 2005-2026\nCuda compilation tools, release 13.0, V13.0.88\n"
-    monkeypatch.setattr(hardware, "capture", lambda *_arguments: Captured(0, text, ""))
+    monkeypatch.setattr(hardware, "output_of", lambda *_arguments: CommandOutput(0, text, ""))
     assert hardware.version_of("nvcc") == "13.0"
 
 
@@ -129,7 +168,8 @@ def test_the_report_as_json_has_exactly_these_keys(gpus: list[Gpu]) -> None:
     result = CliRunner().invoke(app, ["doctor", "--json"])
     report = json.loads(result.stdout)
     assert set(report) == {
-        "schema", "tools", "gpus", "visible_gpus", "peer_access", "memory", "package", "tree", "can_pipeline", "gates",
+        "schema", "tools", "gpus", "no_gpus_because", "driver", "visible_gpus", "peer_access", "memory", "package",
+        "tree", "can_pipeline", "gates",
     }  # fmt: skip
     assert set(report["package"]) == {"version", "overlay_version", "native_module", "native_module_error"}
     assert all(set(each) == {"name", "open", "found", "remedy"} for each in report["gates"])
@@ -140,3 +180,4 @@ def test_every_closed_gate_is_shown_and_the_exit_code_is_0(gpus: list[Gpu]) -> N
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 0
     assert "closed devices: 0 GPUs" in result.output
+    assert "no NVIDIA GPU found: none here" in result.output

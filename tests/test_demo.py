@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from processtree import children, running
 from turboprefill.demo.settings import gpu_names
 
 pytestmark = pytest.mark.skipif(len(gpu_names()) >= 2, reason="the demo would take this machine's GPUs")
@@ -73,18 +75,17 @@ def test_a_missing_prompt_file_is_an_error_before_anything_starts(tmp_path: Path
     assert "workers" not in done.stderr
 
 
-def children(pid: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found += [child, *children(child)]
-    return found
+def program_of(pid: int) -> str:
+    try:
+        return " ".join(psutil.Process(pid).cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def wait_for_workers(demo: subprocess.Popen[bytes]) -> list[int]:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and demo.poll() is None:
-        servers = [pid for pid in children(demo.pid) if b"rpc-server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        servers = [pid for pid in children(demo.pid) if "rpc-server" in program_of(pid)]
         if len(servers) == 2 and len(children(demo.pid)) == 3:
             return servers
         time.sleep(0.05)
@@ -103,11 +104,10 @@ def long_demo(model_file, tmp_path: Path):
             demo.wait()
 
 
-def all_gone(pids: list[int]) -> bool:
+def all_gone(pids: set[int]) -> bool:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        states = [Path(f"/proc/{pid}/stat") for pid in pids]
-        if not any(s.exists() and s.read_text().rpartition(")")[2].split()[0] != "Z" for s in states):
+        if not running(pids):
             return True
         time.sleep(0.05)
     return False
@@ -129,4 +129,4 @@ def test_a_killed_worker_is_named(long_demo, tmp_path: Path) -> None:
     time.sleep(1)
     os.kill(servers[0], signal.SIGKILL)
     assert long_demo.wait(60) == 1
-    assert "was ended by signal 9. Its last lines:" in (tmp_path / "log").read_text()
+    assert "was killed by signal 9. Its last lines:" in (tmp_path / "log").read_text()

@@ -3,14 +3,18 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from turboprefill import Span
+from turboprefill import Span, plots
+from turboprefill.cli import app
 from turboprefill.demo import report, settings, timeline
-from turboprefill.demo.measure import Arm, Plan, Result, busy_percent
+from turboprefill.demo.measure import Arm, Result, Workload, busy_percent
 
 PINNED = {
     "prompt_tokens": int,
@@ -48,8 +52,8 @@ def pipelined(n: int) -> list[Span]:
 def result() -> Result:
     standard = Arm("standard", False, [2.0, 2.1, 1.9], 0, 4, "disabled", {b"l"}, {b"s"}, {b"p"}, staircase(4))
     turbo = Arm("TurboPrefill", True, [1.0, 1.05, 0.95], 4, 0, "", {b"l"}, {b"s"}, {b"p"}, pipelined(4))
-    plan = Plan("model.gguf", "text", None, 128, 2048, 3)
-    return Result(plan, 512, 512, 448, "tiny", standard, turbo, [("A", "none"), ("B", "staged")], ["A", "B"])
+    workload = Workload("model.gguf", "text", None, 128, 2048, 3)
+    return Result(workload, 512, 512, 448, "tiny", standard, turbo, [("A", "none"), ("B", "staged")], ["A", "B"])
 
 
 def words(result: Result) -> str:
@@ -97,7 +101,7 @@ def test_a_different_state_is_said_loudly(result: Result) -> None:
 
 def test_ubatches_that_were_not_pipelined_are_explained(result: Result) -> None:
     result.turbo = dataclasses.replace(result.turbo, pipelined_ubatches=1, standard_ubatches=3, reason="[one] device")
-    assert "3 of 4 ubatches took the standard path with TurboPrefill too: [one] device" in words(result)
+    assert "3 of 4 ubatches took the standard path even with TurboPrefill: [one] device" in words(result)
 
 
 def test_a_slower_run_is_not_called_faster(result: Result) -> None:
@@ -118,9 +122,86 @@ def test_the_picture_shows_devices_in_the_order_of_their_stages(tmp_path: Path) 
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_picture_of_nothing_is_still_a_picture(tmp_path: Path) -> None:
-    timeline.draw(tmp_path / "t.png", [], [], "nothing")
-    assert (tmp_path / "t.png").stat().st_size > 0
+class Elements(HTMLParser):
+    """Every element of a page with its attributes, and the text directly inside it."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None], str]] = []
+        self.open: list[int] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs), ""))
+        if tag != "meta":
+            self.open.append(len(self.found) - 1)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.found[self.open.pop()][0] == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            name, attributes, text = self.found[self.open[-1]]
+            self.found[self.open[-1]] = (name, attributes, text + data)
+
+    def named(self, tag: str, kind: str | None = None) -> list[dict[str, str | None]]:
+        return [a for name, a, _ in self.found if name == tag and kind in (None, a.get("class"))]
+
+    def texts(self, tag: str) -> list[str]:
+        return [text for name, _, text in self.found if name == tag]
+
+
+def test_the_html_has_a_bar_for_each_device_and_ubatch_of_both_paths(tmp_path: Path) -> None:
+    timeline.draw(tmp_path / "t.html", staircase(4), pipelined(4), "title <of> it")
+    page = Elements((tmp_path / "t.html").read_text())
+    assert page.open == []
+    bars = page.named("rect", "bar")
+    assert len(bars) == 16
+    assert page.texts("h1") == ["title <of> it"]
+    labels = page.texts("text")
+    assert labels.count("A") == labels.count("B") == 2
+    assert "standard path: 1 ms" in labels
+    assert "TurboPrefill: 0 ms" in labels  # half a millisecond
+    assert "time, ms" in labels
+    assert "A, ubatch 0: 0.00 to 0.10 ms (0.10 ms)" in page.texts("title")
+    assert len({bar["fill"] for bar in bars}) == 4
+    assert any("one colour per ubatch" in text for text in labels)
+    ends = [float(bar["x"] or 0) + float(bar["width"] or 0) for bar in bars]
+    assert max(ends[:8]) == pytest.approx(1000 / 1.01, abs=0.1)
+    assert max(ends[8:]) == pytest.approx(max(ends[:8]) * 5 / 8, abs=0.1)  # over the same axis
+
+
+def test_the_html_loads_nothing_and_escapes_names(tmp_path: Path) -> None:
+    timeline.draw(tmp_path / "t.HTML", [span("<b>&", 0, 0, 0, 10)], [], "title")
+    text = (tmp_path / "t.HTML").read_text()
+    assert not any(word in text for word in ("://", "src=", "href", "<script", "@import", "<b>"))
+    assert "<b>&" in Elements(text).texts("text")
+
+
+@pytest.mark.parametrize("name", ["t.png", "t.html"])
+def test_a_picture_of_nothing_is_still_a_picture(tmp_path: Path, name: str) -> None:
+    timeline.draw(tmp_path / name, [], [], "nothing")
+    assert (tmp_path / name).stat().st_size > 0
+
+
+def test_without_matplotlib_the_picture_is_html(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert timeline.default_path() == Path("turboprefill-demo.png")
+    timeline.check(Path("t.png"))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert timeline.default_path() == Path("turboprefill-demo.html")
+    timeline.check(Path("t.html"))
+    for draw in (timeline.check, lambda path: timeline.draw(path, [], [], "title")):
+        with pytest.raises(plots.PlotsMissingError, match=r"t\.png: .*pip install 'turboprefill\[plots\]'"):
+            draw(tmp_path / "t.png")
+    assert not (tmp_path / "t.png").exists()
+
+
+def test_a_png_without_matplotlib_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = CliRunner().invoke(app, ["demo", "--png", "x.png"])
+    assert result.exit_code == 1
+    assert "pip install 'turboprefill[plots]'" in result.stderr
+    assert "workers" not in result.stderr
 
 
 def test_ratios_must_be_numbers() -> None:

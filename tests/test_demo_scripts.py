@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from processtree import running
+
 ROOT = Path(__file__).resolve().parent.parent
 BASH = shutil.which("bash") or "/bin/bash"
 
@@ -76,10 +78,6 @@ def test_stopping_a_script_stops_what_it_waits_for(tmp_path: Path) -> None:
     script.send_signal(signal.SIGTERM)
     assert script.wait(20) == 130
     deadline = time.monotonic() + 10
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        stat = Path(f"/proc/{pid}/stat")
-        if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z":
-            break
+    while running({pid}) and time.monotonic() < deadline:
         time.sleep(0.05)
-    else:
-        assert not Path(f"/proc/{pid}").exists()
+    assert not running({pid})

@@ -7,25 +7,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from processtree import running
+from turboprefill import native
 from turboprefill.demo import processes
 from turboprefill.demo.workers import RpcWorkers, WorkerError
-
-
-def running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def gone(pids: list[int], patience: float = 5.0) -> bool:
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        if not any(running(pid) for pid in pids):
+        if not running(set(pids)):
             return True
         time.sleep(0.02)
     return False
@@ -66,13 +61,25 @@ def test_a_dead_worker_is_reported_with_its_last_lines() -> None:
     with RpcWorkers(2) as workers:
         os.kill(workers.pids[1], signal.SIGKILL)
         assert gone(workers.pids[1:])
-        with pytest.raises(WorkerError, match=rf"{workers.endpoints[1]} was ended by signal 9(?s:.*)\| .*endpoint"):
+        with pytest.raises(WorkerError, match=rf"{workers.endpoints[1]} was killed by signal 9(?s:.*)\| .*endpoint"):
             workers.check()
 
 
 def test_a_worker_that_cannot_start_is_reported_with_what_it_wrote(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match=r"did not start(?s:.*)\| no such device"):
         RpcWorkers(1, binary=program(tmp_path / "server", "echo no such device; exit 1"))
+
+
+def test_the_server_is_looked_for_beside_the_native_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # an editable install keeps it away from the Python files
+    monkeypatch.setattr(native, "core", SimpleNamespace(__file__=str(tmp_path / "_core.so")))
+    with pytest.raises(WorkerError, match=rf"{tmp_path}/bin/ggml-rpc-server is missing; .*--rpc HOST:PORT"):
+        RpcWorkers(1)
+    server = tmp_path / "bin/ggml-rpc-server"
+    server.parent.mkdir()
+    program(server, "echo this is the one; exit 1")
+    with pytest.raises(WorkerError, match=r"\| this is the one"):
+        RpcWorkers(1)
 
 
 def test_no_workers_at_all_are_refused() -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 import turboprefill as tp
@@ -111,11 +112,9 @@ def test_a_demo_that_is_ended_leaves_no_process(tmp_path, model_file, number) ->
 def test_workers_listen_on_this_machine_alone() -> None:
     with RpcWorkers(1) as workers:
         port = int(workers.endpoints[0].rpartition(":")[2])
-        lines = [
-            line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()
-        ]
-        listening = [line[1] for line in lines if line[3] == "0A" and line[1].endswith(f":{port:04X}")]
-    assert listening == [f"0100007F:{port:04X}"]
+        sockets = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+        listening = [tuple(each.laddr) for each in sockets if each.laddr.port == port]
+    assert listening == [("127.0.0.1", port)]
 
 
 def test_a_worker_that_died_between_two_models_is_named(model_file) -> None:

@@ -114,7 +114,7 @@ def test_a_full_or_read_only_disk_is_named(tree: Path, tmp_path: Path, monkeypat
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("turboprefill.tools.transaction.tempfile.mkdtemp", refuse)
-    with pytest.raises(RefusedError, match=r"cannot write in .*Read-only file system.*Nothing was changed"):
+    with pytest.raises(RefusedError, match=r"cannot write to .*Read-only file system.*Nothing was changed"):
         patcher.install(tree, overlay=make_overlay(tmp_path / "overlay"), pins=PINS)
 
 

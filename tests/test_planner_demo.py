@@ -1,4 +1,4 @@
-"""What the demo says about llama.cpp as shipped beside what was planned."""
+"""What the demo reports about stock llama.cpp beside what was planned."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(folder: Path, *args: object) -> tuple[dict, str]:
 
 
 @pytest.mark.skipif(len(settings.gpu_names()) >= 2, reason="the demo would take this machine's GPUs")
-def test_the_demo_compares_a_plan_with_llama_cpp_as_shipped(model_file, tmp_path: Path) -> None:
+def test_the_demo_compares_a_plan_with_stock_llama_cpp(model_file, tmp_path: Path) -> None:
     options = ("--model", model_file("tiny"), "--n-prompt", 600, "--repeats", 1)
     data, words = run(tmp_path, *options)
     assert (data["tensor_split"], data["n_ubatch"]) == ([4.0, 5.0], 128)
@@ -32,7 +32,7 @@ def test_the_demo_compares_a_plan_with_llama_cpp_as_shipped(model_file, tmp_path
     assert len(data["as_shipped"]["tok_per_s"]) == 1
     ratio = data["turbo"]["tok_per_s"][0] / data["as_shipped"]["tok_per_s"][0]
     assert data["speedup_over_as_shipped"] == pytest.approx(ratio)
-    assert "llama.cpp as shipped (its own split, ubatches of 512)" in words
+    assert "stock llama.cpp (its own split, ubatches of 512)" in words
     assert "-ts 4,5" in words
     assert data["logits_identical"] is data["state_identical"] is True
     # a size that was asked for is everybody's

@@ -363,7 +363,7 @@ class TestExistingDestination:
     def test_something_else_is_refused_and_kept(self, pins: Pins, dest: Path) -> None:
         dest.mkdir(parents=True)
         (dest / "diary.txt").write_text("dear diary")
-        with pytest.raises(RefusedError, match=r"not llama\.cpp; nothing was changed"):
+        with pytest.raises(RefusedError, match=r"not a llama\.cpp tree; nothing was changed"):
             checkout(dest, pins=pins)
         assert snapshot(dest).keys() == {"diary.txt"}
 
@@ -448,6 +448,7 @@ class TestLocalArchives:
             ({}, {"src/evil": "../../.."}, "link src/evil leads out of the tree"),
             ({}, {"src/evil": "/etc/passwd"}, "link src/evil leads out of the tree"),
             ({}, {"up": "src/..", "src/evil": "../up/.."}, "leads out of the tree"),
+            ({}, {"src/evil": "../up/..", "up": "src/.."}, "leads out of the tree"),  # tarfile's filter lets it pass
             ({}, {"src/evil": "../../../../..", "src/evil/evil.txt": "x"}, "link src/evil/evil.txt leads out"),
             ({"src/evil/x": b""}, {"src/evil": "/tmp"}, "cannot unpack"),  # noqa: S108
         ],

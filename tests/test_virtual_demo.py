@@ -46,6 +46,30 @@ def test_the_demo_shows_virtual_devices(
     assert (tmp_path / "turboprefill-demo.png").stat().st_size > 0
 
 
+@pytest.mark.parametrize(("options", "name"), [([], "turboprefill-demo.html"), (["--png", "x.html"], "x.html")])
+def test_without_matplotlib_the_demo_draws_html(model_file, tmp_path: Path, options: list[str], name: str) -> None:
+    program = "import sys; sys.modules['matplotlib'] = None; from turboprefill.cli import main; main()"
+    arguments = [
+        "demo",
+        "--virtual",
+        "2",
+        "--model",
+        str(model_file()),
+        "--n-prompt",
+        "200",
+        "--repeats",
+        "1",
+        *options,
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert "VIRT1, ubatch 0" in (tmp_path / name).read_text()
+
+
 @pytest.mark.parametrize("spec", ["0", "x", "2,speed=1"])
 def test_a_wrong_specification_is_an_error(tmp_path: Path, spec: str) -> None:
     done = run(tmp_path, "--virtual", spec)

@@ -1,4 +1,4 @@
-"""Pipelined prompt processing for llama.cpp over several devices.
+"""Pipeline parallelism for llama.cpp's prefill over several devices.
 
 Names are loaded on first use: the command line tools, which also run while the native module is being
 built, import this package without it.

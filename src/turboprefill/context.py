@@ -44,13 +44,13 @@ class Context(Monitored):
     def __init__(self, model: Model, native: core.Model, params: core.ContextParams, *, turboprefill: bool) -> None:
         self.model = model
         self._abort_callback: Callable[[], object] | None = None
-        with log.capture() as captured:
+        with log.collect() as messages:
             try:
                 self._native = core.Context(native, params)
             except ContextCreationError as error:
                 log.flush()
-                msg = f"cannot create a context: {captured.reason}. A smaller n_ctx or n_ubatch needs less memory"
-                raise ContextCreationError(msg, log=str(captured)) from error
+                msg = f"cannot create a context: {messages.reason}. A smaller n_ctx or n_ubatch needs less memory"
+                raise ContextCreationError(msg, log=str(messages)) from error
             self._native.turboprefill = turboprefill
         self.memory = Memory(self._native)
         self._read_facts(params)
@@ -124,15 +124,15 @@ class Context(Monitored):
         step = batch.n if self._whole else self.n_batch
         self._outputs = Outputs(self._native, self._widths)  # none, if this fails
         outputs = Outputs(self._native, self._widths, int(batch.output.sum()))
-        with log.capture() as captured:
+        with log.collect() as messages:
             for start in range(0, batch.n, step):
                 stop = min(start + step, batch.n)
                 if self._abort_callback is not None and self._abort_callback():
-                    raise decode_error(ABORTED, captured, start)
+                    raise decode_error(ABORTED, messages, start)
                 code = self._native.decode(**batch.part(start, stop, output_all=self._embeddings))
                 if code != 0:
                     log.flush()
-                    raise decode_error(code, captured, start)
+                    raise decode_error(code, messages, start)
                 rows = np.flatnonzero(batch.output[start:stop]).astype(np.int32)
                 if not self._embeddings:  # llama.cpp keeps only the rows that were asked for
                     rows = np.arange(len(rows), dtype=np.int32)
@@ -158,7 +158,7 @@ class Context(Monitored):
             ClosedError: the context is closed.
         """
         if _LOGITS not in self._widths:
-            raise InvalidInputError("this context makes no logits, but embeddings; use embeddings()")
+            raise InvalidInputError("this context makes embeddings, not logits; use embeddings()")
         return self._rows(_LOGITS, copy)
 
     def embeddings(self, seq_id: int | None = None, *, copy: bool = True) -> NDArray[np.float32]:
@@ -202,11 +202,11 @@ class Context(Monitored):
         self._wait(self._native.synchronize)
 
     def _wait(self, wait: Callable[[], int]) -> None:
-        with log.capture() as captured:
+        with log.collect() as messages:
             code = wait()
         if code != 0:
             self._outputs = Outputs(self._native, self._widths)
-            raise late_error(code, captured)
+            raise late_error(code, messages)
 
     def generate(self, prompt_tokens: Inputs, max_tokens: int, seq_id: int = 0) -> Iterator[int]:
         """Continue a sequence greedily: of equal logits the lowest token id.
@@ -243,7 +243,7 @@ class Context(Monitored):
             ClosedError: the context is closed.
         """
         self.synchronize()
-        with log.capture():
+        with log.collect():
             return self._native.state(state.pack_header(self._belongs_to))
 
     def load_state(self, data: bytes | bytearray | memoryview) -> None:
@@ -255,11 +255,11 @@ class Context(Monitored):
             ClosedError: the context is closed.
         """
         content = state.unpack(data, self._belongs_to)
-        with log.capture() as captured:
+        with log.collect() as messages:
             self._outputs = Outputs(self._native, self._widths)
             loaded = self._native.load_state(content)
         if not loaded:
-            raise StateError(f"llama.cpp could not load the state: {captured.reason}")
+            raise StateError(f"llama.cpp could not load the state: {messages.reason}")
 
     @property
     def turboprefill(self) -> bool:

@@ -33,6 +33,6 @@ class Device:
 
 def devices() -> tuple[Device, ...]:
     """All devices of this process: those of the machine, then those of the RPC servers that models have used."""
-    with log.capture():
+    with log.collect():
         found = core.devices(rpc.silent_servers())
     return tuple(Device(d.name, d.description, d.type, d.backend, d.memory_free, d.memory_total) for d in found)

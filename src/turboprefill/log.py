@@ -15,7 +15,7 @@ from turboprefill.native import core
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Captured", "capture", "flush", "logger"]
+__all__ = ["Messages", "collect", "flush", "logger"]
 
 logger = logging.getLogger("turboprefill.llama")
 # A library is quiet until the application sets up logging.
@@ -24,7 +24,7 @@ logging.getLogger("turboprefill").addHandler(logging.NullHandler())
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 
 
-class Captured:
+class Messages:
     """Warnings and errors that llama.cpp logged during one call."""
 
     def __init__(self) -> None:
@@ -36,13 +36,13 @@ class Captured:
 
     @property
     def reason(self) -> str:
-        """The line that most likely tells why the call failed."""
+        """The line that most likely explains why the call failed."""
         # The innermost function reports first and best; after it comes "failed to load model" and the like.
-        lines = self.errors[:1] or self.warnings[-1:] or ["llama.cpp gives no reason"]
+        lines = self.errors[:1] or self.warnings[-1:] or ["llama.cpp gave no reason"]
         return lines[0]
 
 
-_captures: list[Captured] = []
+_collecting: list[Messages] = []
 
 
 def flush() -> None:
@@ -52,21 +52,21 @@ def flush() -> None:
         logger.warning("%d older lines of llama.cpp's log were lost", n_dropped)
     for level, text in lines:
         severity = _LEVELS.get(level, logging.INFO)
-        for captured in _captures if severity >= logging.WARNING else ():
-            (captured.errors if severity >= logging.ERROR else captured.warnings).append(text)
+        for messages in _collecting if severity >= logging.WARNING else ():
+            (messages.errors if severity >= logging.ERROR else messages.warnings).append(text)
         logger.log(severity, "%s", text)
 
 
 @contextmanager
-def capture() -> Iterator[Captured]:
+def collect() -> Iterator[Messages]:
     """Flush afterwards and keep the warnings and errors. Another thread's may be among them."""
-    captured = Captured()
+    messages = Messages()
     flush()
-    _captures.append(captured)
+    _collecting.append(messages)
     try:
-        yield captured
+        yield messages
     finally:
         try:
             flush()
         finally:
-            _captures.remove(captured)
+            _collecting.remove(messages)

@@ -34,7 +34,7 @@ class Memory:
             False if a part cannot be removed, as in recurrent models; whole sequences always can.
         """
         ids = range(self._native.n_seq_max) if seq_id is None else [seq_id]
-        with log.capture():
+        with log.collect():
             removed = [self._native.memory_seq_rm(s, *_ends(p0, p1)) for s in ids]
         return all(removed)
 

@@ -27,21 +27,21 @@ __all__ = ["Model"]
 def _check_file(path: Path) -> None:
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe waits for a writer
-            raise ModelLoadError(f"model {path} is no regular file; give the path of a GGUF file", path=str(path))
+            raise ModelLoadError(f"model {path} is not a regular file; give the path of a GGUF file", path=str(path))
         with path.open("rb") as file:
             magic = file.read(4)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = getattr(error, "strerror", None) or error
         raise ModelLoadError(f"cannot read model {path}: {reason}", path=str(path)) from error
     if magic != b"GGUF":
-        msg = f"{path} is no GGUF file: it begins with {magic!r}, expected b'GGUF'; convert the model to GGUF first"
+        msg = f"{path} is not a GGUF file: it begins with {magic!r}, expected b'GGUF'; convert the model to GGUF first"
         raise ModelLoadError(msg, path=str(path))
 
 
 class Model:
     """A model in GGUF format.
 
-    Thread-safe but for ``close``. Close it, or use it as a context manager: that closes its contexts too.
+    Thread-safe except for ``close``. Close it, or use it as a context manager: that closes its contexts too.
 
     Args:
         path: the file; the first one of a split model.
@@ -56,7 +56,7 @@ class Model:
         use_mmap: map the file into memory, where the devices allow it.
         use_mlock: keep the model in memory.
         check_tensors: look for invalid values while loading.
-        vocab_only: load the tokenizer alone; such a model makes no contexts.
+        vocab_only: load the tokenizer alone; such a model has no contexts.
         progress: called with 0.0 to 1.0 while loading; returning False cancels.
 
     Raises:
@@ -102,21 +102,21 @@ class Model:
             params.tensor_split = options.tensor_split(tensor_split, None if names is None else len(names))
 
         _check_file(self.path)
-        with log.capture():
+        with log.collect():
             remote = [name for endpoint in endpoints for name in rpc.add_server(endpoint)]
         params.devices = self._device_names = (remote or None) if names is None else names
         if isinstance(tensor_split, str):
             params.tensor_split = auto_split(self.path, self._devices())
         self._tensor_split = list(params.tensor_split)
-        with log.capture() as captured:
+        with log.collect() as messages:
             try:
                 self._native = core.Model(os.fsencode(self.path), params, progress)
             except ModelLoadError as error:
                 log.flush()
                 msg = (
-                    f"cannot load {self.path}: {captured.reason}. Check that the file is complete and fits into memory"
+                    f"cannot load {self.path}: {messages.reason}. Check that the file is complete and fits into memory"
                 )
-                raise ModelLoadError(msg, path=str(self.path), log=str(captured)) from error
+                raise ModelLoadError(msg, path=str(self.path), log=str(messages)) from error
         self._read_facts()
 
     def _devices(self) -> list[Device]:
@@ -154,11 +154,11 @@ class Model:
             ClosedError: the model is closed.
         """
         data = text.encode()
-        with log.capture():
+        with log.collect():
             return self._native.tokenize(data, add_bos, special)
 
     def detokenize(self, tokens: Sequence[int], special: bool = False) -> str:
-        """Text of token ids; bytes that are no valid UTF-8 become U+FFFD.
+        """Text of token ids; bytes that are not valid UTF-8 become U+FFFD.
 
         Args:
             tokens: token ids.
@@ -168,7 +168,7 @@ class Model:
             InvalidInputError: a token id is outside the vocabulary, or the model has no tokenizer.
             ClosedError: the model is closed.
         """
-        with log.capture():
+        with log.collect():
             return self._native.detokenize(list(tokens), special).decode(errors="replace")
 
     def is_eog(self, token: int) -> bool:
@@ -250,7 +250,7 @@ class Model:
         params.perf = perf
         options.check_context(params, self.n_ctx_train)
         if self.vocab_only:
-            raise InvalidInputError("a model loaded with vocab_only=True makes no contexts; load it without")
+            raise InvalidInputError("a model loaded with vocab_only=True has no contexts; load it without")
         if self._native.has_encoder and self._native.has_decoder:
             raise InvalidInputError(f"{self.desc} is an encoder-decoder model, which is not supported; use a decoder")
 

@@ -42,7 +42,7 @@ def integer(name: str, value: object, low: int, high: int = _MAX_INT) -> int:
     """The value as it is.
 
     Raises:
-        TypeError: it is no int.
+        TypeError: it is not an int.
         InvalidInputError: it is outside low to high.
     """
     if not isinstance(value, int) or isinstance(value, bool):

@@ -75,7 +75,7 @@ def _check(endpoint: str) -> None:
     except TimeoutError as error:
         msg = (
             f"RPC server {endpoint} did not answer within {_CONNECT_TIMEOUT_S:.0f} s. "
-            "It may be busy with another client (it serves one at a time), or it is no ggml-rpc-server"
+            "It may be busy with another client (it serves one at a time), or it is not a ggml-rpc-server"
         )
         raise EndpointError(msg, endpoint=endpoint) from error
     except OSError as error:

@@ -32,7 +32,7 @@ def unpack(data: bytes | bytearray | memoryview, belongs_to: dict[str, object]) 
     """
     view = memoryview(data).cast("B")
     if len(view) < _PREFIX.size + _CRC.size or bytes(view[:8]) != _MAGIC:
-        raise StateError(f"these {len(view)} bytes are no state; pass what Context.state() returned")
+        raise StateError(f"these {len(view)} bytes are not a saved state; pass what Context.state() returned")
     _, n_text = _PREFIX.unpack(view[: _PREFIX.size])
     (crc,) = _CRC.unpack(view[-_CRC.size :])
     body = view[: -_CRC.size]
@@ -55,7 +55,7 @@ def _parse(text: bytes) -> dict[str, object]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise StateError(f"the state's header is no JSON ({error}); pass what Context.state() returned") from error
+        raise StateError(f"the state's header is not JSON ({error}); pass what Context.state() returned") from error
     if not isinstance(found, dict):
         raise StateError(f"the state's header is {found!r:.50}; pass what Context.state() returned")
     return found

@@ -57,7 +57,7 @@ class Stats:
         t_slot_wait_us: host time spent on waiting for a free slot.
         waits: by cause: ``result``, ``synchronize``, ``memory operation``, ``state``, ``standard-path graph``,
             ``plan``, ``growing buffer``, ``setting``, ``abort callback``, ``fault`` and ``full slots``. Every cause
-            is there, also with a count of 0. The last one is no loss: the caller is ahead of the devices.
+            is present, even with a count of 0. The last one is not a loss: the caller is ahead of the devices.
         n_bytes_moved: bytes over stage boundaries.
         mem_host, mem_device: bytes held by slots and transport.
         n_slots: ubatches that can be in flight.

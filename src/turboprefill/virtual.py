@@ -61,7 +61,7 @@ def load(spec: str) -> list[str]:
         _refuse(library.turboprefill_virtual_configure(spec.encode()))
         return names
     os.environ[VARIABLE] = spec
-    with log.capture():
+    with log.collect():
         return core.load_backend(str(virtual_backend_path()))
 
 

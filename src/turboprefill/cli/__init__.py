@@ -41,8 +41,8 @@ COMMANDS = (
 )
 
 EPILOG = (
-    "Exit codes: 0 done, 1 failure, 2 wrong usage, 3 refused (the tree is as it was), "
-    "4 network or download, 5 build failed, 130 interrupted."
+    "Exit codes: 0 success, 1 failure, 2 usage error, 3 refused (the tree is unchanged), "
+    "4 network or download failure, 5 build failure, 130 interrupted."
 )
 
 INTERRUPTED = 130
@@ -61,7 +61,7 @@ class _Group(TyperGroup):
             raise typer.Exit(getattr(error, "exit_code", 1)) from error
         except OSError as error:  # a full disk, a folder that is not ours
             if error.errno == errno.EPIPE or os.environ.get("TURBOPREFILL_TRACEBACK"):
-                raise  # who reads our output has gone
+                raise  # the reader of our output is gone
             err.print(f"[bold red]error:[/] {escape(str(error))}")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
@@ -91,20 +91,20 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     _version: bool = typer.Option(
-        False, "--version", callback=_show_version, is_eager=True, help="Print the version and stop."
+        False, "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    """Pipelined prompt processing (prefill) for llama.cpp over several devices.
+    """Pipeline parallelism for llama.cpp's prefill (prompt processing) over several devices.
 
     [bold]From nothing to a patched and built llama.cpp:[/]
 
-      turboprefill doctor                  what this machine offers, what is missing
+      turboprefill doctor                  what this machine has, and what is missing
       turboprefill checkout llama.cpp      the pinned llama.cpp, as a git repository
       turboprefill install llama.cpp       add TurboPrefill to it
       turboprefill build llama.cpp         compile it
       TURBOPREFILL=1 llama.cpp/build/bin/llama-server -m model.gguf
 
-    Any command explains itself: turboprefill install --help
+    Every command has its own help: turboprefill install --help
     """
 
 

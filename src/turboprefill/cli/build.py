@@ -25,27 +25,30 @@ def _build(
     directory: TreeArgument,
     cuda: Annotated[
         bool | None,
-        typer.Option("--cuda/--cpu", help="Default: CUDA if there are nvcc and a GPU.", show_default=False),
+        typer.Option("--cuda/--cpu", help="Default: CUDA if nvcc and a GPU are found.", show_default=False),
     ] = None,
-    rpc: Annotated[bool, typer.Option("--rpc/--no-rpc", help="The backend for devices of other machines.")] = True,
+    rpc: Annotated[
+        bool, typer.Option("--rpc/--no-rpc", help="Include the backend for devices on other machines.")
+    ] = True,
     target: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="What to build; repeat for more.", show_default=False)
+        list[str] | None, typer.Option(metavar="NAME", help="CMake target to build; repeatable.", show_default=False)
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Parallel compilers. Default: as many as fit.")
+        int | None,
+        typer.Option("--jobs", "-j", min=1, help="Parallel compile jobs. Default: as many as CPUs and memory allow."),
     ] = None,
     build_dir: Annotated[Path | None, typer.Option(metavar="B", help="Default: DIR/build.", show_default=False)] = None,
     native: Annotated[
-        bool, typer.Option("--native", help="Use all of this processor's instructions; may crash on virtual machines.")
+        bool, typer.Option("--native", help="Use every instruction of this CPU; may crash on virtual machines.")
     ] = False,
     define: Annotated[
         list[str] | None,
-        typer.Option("-D", metavar="NAME=VALUE", help="A further CMake setting.", show_default=False),
+        typer.Option("-D", metavar="NAME=VALUE", help="Additional CMake setting; repeatable.", show_default=False),
     ] = None,
 ) -> None:
-    """Compile a llama.cpp tree: server, command line, benchmark and RPC server, unless told otherwise.
+    """Compile a llama.cpp tree: by default the server, command line, benchmark, perplexity tool and RPC server.
 
-    A second build only compiles what changed; ccache is used where it is installed.
+    Rebuilds compile only what changed; ccache is used if it is installed.
 
     [bold]Examples[/]
 
@@ -55,7 +58,7 @@ def _build(
     """
     state = status(directory)
     if state.version is None:
-        err.print("[yellow]note:[/] TurboPrefill is not installed in this tree; this builds llama.cpp as it is")
+        err.print("[yellow]note:[/] TurboPrefill is not installed in this tree; building plain llama.cpp")
     options = BuildOptions(
         cuda=cuda,
         rpc=rpc,

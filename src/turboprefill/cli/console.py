@@ -31,7 +31,7 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def progress() -> Progress:
-    """Bars for somebody who watches a terminal, lines for a log."""
+    """Progress bars on a terminal, lines in a log."""
     return Live() if err.is_terminal else Lines()
 
 
@@ -70,8 +70,8 @@ class Lines:
 
     @contextlib.contextmanager
     def task(self, title: str, unit: str = "") -> Iterator[Advance]:
-        """Print the title, and how far it is every few seconds."""
-        _ = unit  # percent do for bytes too
+        """Print the title, and the progress every few seconds."""
+        _ = unit  # percentages suit bytes too
         err.print(f"{escape(title)} ...")
         last = time.monotonic()
 

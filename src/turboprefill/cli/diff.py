@@ -20,9 +20,11 @@ def register(app: typer.Typer) -> None:
 
 def _diff(
     directory: TreeArgument,
-    full: Annotated[bool, typer.Option("--full", help="Also the files that are TurboPrefill's own.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Include TurboPrefill's own files.")] = False,
 ) -> None:
-    """Show TurboPrefill's lines in a llama.cpp tree as a unified diff: those installed, or those it would insert.
+    """Show TurboPrefill's lines in a llama.cpp tree as a unified diff.
+
+    Shows the lines that are installed, or those that install would insert.
 
     [bold]Examples[/]
 
@@ -30,5 +32,5 @@ def _diff(
       turboprefill diff llama.cpp --full > turboprefill.patch     for git apply on an untouched tree
     """
     for line in diff(directory, full=full):
-        # Bytes, not text: the files' own line ends must survive.
+        # Bytes, not text: the files' own line endings must survive.
         sys.stdout.buffer.write(line.encode("utf-8", "replace") + b"\n")

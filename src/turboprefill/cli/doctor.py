@@ -1,4 +1,4 @@
-"""``turboprefill doctor``: what is there, what is missing, what to do about it."""
+"""``turboprefill doctor``: what is available, what is missing, and what to do about it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from turboprefill.cli.console import err, out
 from turboprefill.tools.doctor import Report, examine
+from turboprefill.tools.hardware import Gpu
 
 __all__ = ["register"]
 
@@ -25,13 +26,13 @@ def register(app: typer.Typer) -> None:
 
 def _doctor(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="A llama.cpp tree to look at too.", show_default=False)
+        Path | None, typer.Argument(metavar="[DIR]", help="A llama.cpp tree to examine as well.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs; the keys are stable.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output; the keys are stable.")] = False,
 ) -> None:
-    """Show what this machine has, and everything that keeps prompts from being pipelined, with its remedy.
+    """Show what this machine has, what prevents prompts from being pipelined, and how to fix it.
 
-    Changes nothing, and ends with 0 whatever it finds.
+    Changes nothing; exits with 0 whatever it finds.
 
     [bold]Examples[/]
 
@@ -39,7 +40,7 @@ def _doctor(
       turboprefill doctor llama.cpp
       turboprefill doctor --json | jq .can_pipeline
     """
-    with err.status("looking around"):
+    with err.status("examining this machine"):
         report = examine(directory)
     if as_json:
         typer.echo(json.dumps(report.as_json(), indent=2))
@@ -59,27 +60,37 @@ def _print_machine(report: Report) -> None:
     if report.memory:
         total, available = (n / (1 << 30) for n in report.memory)
         out.print(f"  memory {total:.1f} GiB, {available:.1f} GiB available")
-    for gpu in report.gpus:
-        out.print(f"  GPU {gpu.index}: {escape(gpu.name)}, {gpu.memory / (1 << 30):.1f} GiB")
-    if not report.gpus:
-        out.print("  no NVIDIA GPU found")
+    for gpu in report.gpus.found:
+        out.print(f"  GPU {gpu.index}: {', '.join(_facts(gpu))}")
+    if report.gpus.driver:
+        out.print(f"  NVIDIA driver {escape(report.gpus.driver)}")
+    if not report.gpus.found:
+        out.print(f"  no NVIDIA GPU found: {escape(report.gpus.reason)}")
     package = report.package
     out.print(
         f"[bold]Package[/]\n  turboprefill {package['version']}, overlay {package['overlay_version'] or 'missing'}"
     )
 
 
+def _facts(gpu: Gpu) -> list[str]:
+    facts = [escape(gpu.name), f"{gpu.memory / (1 << 30):.1f} GiB"]
+    if gpu.compute_capability:
+        facts.append(f"compute capability {gpu.compute_capability}")
+    if gpu.pcie_width:
+        facts.append(f"PCIe x{gpu.pcie_width}")
+    return facts
+
+
 def _print_gates(report: Report) -> None:
-    out.print("[bold]What pipelined prompts need[/]")
+    out.print("[bold]Requirements for pipelining[/]")
     for gate in report.gates:
         out.print(f"  {_MARKS[gate.open]:>6} {gate.name}: {escape(gate.found)}")
         if gate.remedy:
             out.print(f"         -> {escape(gate.remedy)}")
     if report.can_pipeline:
         out.print(
-            f"[green]A patched llama.cpp pipelines prompts over {report.visible_gpus} devices here[/], "
+            f"[green]A patched llama.cpp can pipeline prompts over {report.visible_gpus} devices here[/], "
             "given -sm layer, all layers on devices, and a prompt longer than one ubatch (-ub)"
         )
     else:
-        closed = sum(gate.open is False for gate in report.gates)
-        out.print(f"{closed} of these are closed; prompts take llama.cpp's standard path until they are open")
+        out.print(f"{report.n_closed} of these are closed; until they are open, prompts take llama.cpp's standard path")

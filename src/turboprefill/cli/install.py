@@ -26,21 +26,21 @@ def _install(
     directory: TreeArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Go on although files that TurboPrefill touches were edited.")
+        bool, typer.Option("--force", help="Proceed even if files that TurboPrefill changes have local edits.")
     ] = False,
 ) -> None:
     """Add TurboPrefill to a llama.cpp tree.
 
-    Copies a few files of its own and inserts single lines, each marked "turboprefill", into llama.cpp's.
-    Either all of it is done or nothing: if any place to insert at is missing or ambiguous, every such place is
-    listed and the tree stays as it is. Run again after an update of turboprefill to bring a tree up to date.
+    Adds a few files of its own, and inserts single lines into llama.cpp's files, each marked "turboprefill".
+    All or nothing: if any insertion point is missing or ambiguous, all such points are listed and the tree stays
+    unchanged. After upgrading turboprefill, run it again to update the tree.
 
     [bold]Examples[/]
 
       turboprefill install llama.cpp
-      turboprefill install llama.cpp --dry-run      would it fit?
-      turboprefill diff llama.cpp                   exactly which lines
-      turboprefill uninstall llama.cpp              and back again
+      turboprefill install llama.cpp --dry-run      does it fit?
+      turboprefill diff llama.cpp                   show the exact lines
+      turboprefill uninstall llama.cpp              undo it
     """
     overlay = load_overlay()
     done = install(directory, dry_run=dry_run, force=force, overlay=overlay)
@@ -48,7 +48,7 @@ def _install(
         err.print(f"[yellow]note:[/] {escape(note)}")
     tree = escape(str(directory))
     if not done.changes:
-        out.print(f"TurboPrefill {overlay.version} is installed in {tree} already; nothing to do")
+        out.print(f"TurboPrefill {overlay.version} is already installed in {tree}; nothing to do")
         return
     print_changes(done)
     if dry_run:

@@ -21,11 +21,11 @@ def register(app: typer.Typer) -> None:
 
 
 def make_model(
-    preset: Annotated[str, typer.Argument(help="Shape, as in tiny, demo, llama70, gptoss120.")],
+    preset: Annotated[str, typer.Argument(help="Shape, such as tiny, demo, llama70, gptoss120.")],
     path: Annotated[Path, typer.Argument(help="File to write.")],
     layers: Annotated[int | None, typer.Option(help="Number of layers. Default: the preset's.")] = None,
-    vocab: Annotated[int | None, typer.Option(help="Number of tokens. Default: the preset's.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+    vocab: Annotated[int | None, typer.Option(help="Vocabulary size. Default: the preset's.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed for the weights.")] = 0,
 ) -> None:
     """Write a synthetic GGUF model: random weights in the shape of a real model, and a working tokenizer."""
     from turboprefill import synth
@@ -41,6 +41,6 @@ def make_model(
                 seed=seed,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
-        except OSError as error:  # NumPy's names neither the file nor the reason
-            raise ToolError(f"cannot write {path}: {error}. Is there room, and may you write there?") from error
+        except OSError as error:  # NumPy's error names neither the file nor the reason
+            raise ToolError(f"cannot write {path}: {error}. Check free space and permissions.") from error
     out.print(f"{escape(str(path))}: {path.stat().st_size / 1e6:,.1f} MB")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +9,7 @@ import typer
 from rich.markup import escape
 
 from turboprefill.cli.console import out, progress
-from turboprefill.tools.patcher import install
-from turboprefill.tools.sources import checkout
+from turboprefill.tools.prepare import prepare_tree
 
 __all__ = ["register"]
 
@@ -22,19 +20,16 @@ def register(app: typer.Typer) -> None:
 
 
 def _prepare_tree(
-    directory: Annotated[Path, typer.Argument(metavar="DEST", help="A new folder, or one that this made before.")],
+    directory: Annotated[Path, typer.Argument(metavar="DEST", help="A new directory, or one that this command made.")],
     source: Annotated[
         str | None,
         typer.Option("--from", metavar="auto|git|pypi|PATH", help="Default: $TURBOPREFILL_SOURCE, else auto."),
     ] = None,
 ) -> None:
-    """Make DEST the pinned llama.cpp with TurboPrefill in it; does nothing where it is that already.
+    """Make DEST the pinned llama.cpp with TurboPrefill installed; do nothing if it already is.
 
-    Files that do not change keep their times, so that a build after it stays short.
+    Unchanged files keep their timestamps, so that rebuilding is quick.
     """
-    chosen = source or os.environ.get("TURBOPREFILL_SOURCE") or "auto"
-    done = checkout(directory, source=chosen, replace=True, progress=progress())
-    # This tree is the build's own, so whatever was edited in it can go.
-    outcome = install(directory, force=True)
-    what = f"{len(outcome.changes)} files changed" if done.created or outcome.changes else "nothing to do"
+    done = prepare_tree(directory, source=source, progress=progress())
+    what = f"{done.n_changed} files changed" if done.changed else "nothing to do"
     out.print(f"{escape(str(directory))}: llama.cpp {done.base or '(not pinned)'} with TurboPrefill, {what}")

@@ -1,4 +1,4 @@
-"""``turboprefill status``: what a tree holds."""
+"""``turboprefill status``: the state of a tree."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from turboprefill.tools.treestate import TreeState
 __all__ = ["register"]
 
 _MEANING = {
-    "pristine": "llama.cpp as published, TurboPrefill is not installed",
+    "pristine": "unmodified llama.cpp, TurboPrefill is not installed",
     "installed": "TurboPrefill is installed",
     "partial": "some of TurboPrefill's lines or files are missing",
     "modified": "some files have local edits",
-    "unknown base": "a llama.cpp that no pin knows, TurboPrefill is not installed",
+    "unknown base": "a llama.cpp version that is not pinned, TurboPrefill is not installed",
 }
 
 
@@ -32,9 +32,9 @@ def register(app: typer.Typer) -> None:
 
 def _status(
     directory: TreeArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs; the keys are stable.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output; the keys are stable.")] = False,
 ) -> None:
-    """Tell what a llama.cpp tree holds, from its content alone.
+    """Show the state of a llama.cpp tree, determined from its content alone.
 
     States: pristine, installed, modified (local edits), partial, unknown base.
 
@@ -52,10 +52,9 @@ def _status(
     out.print(f"[bold]{state.state}[/]: {_MEANING[state.state]}")
     base = state.match.base
     out.print(f"  base       {_base_in_words(state)}" if base else "  base       none of the known versions")
-    out.print(f"  installed  {state.version or 'no'}, this turboprefill has {overlay.version}")
-    installed = any(file.state not in ("untouched", "missing") for file in state.files)
+    out.print(f"  installed  {state.version or 'no'} (this turboprefill has {overlay.version})")
     for file in state.files:
-        if not file.local_edits and (state.up_to_date or not installed):
+        if not file.local_edits and (state.up_to_date or not state.present):
             continue
         edits = " [yellow](local edits)[/]" if file.local_edits else ""
         out.print(f"  {file.state:13} {escape(file.path)}{edits}")
@@ -71,9 +70,9 @@ def _base_in_words(state: TreeState) -> str:
 
 def _advice(state: TreeState, tree: str) -> str:
     if state.failures:
-        return f"next: see what install says about it: turboprefill install {tree} --dry-run"
+        return f"next: for details: turboprefill install {tree} --dry-run"
     if state.up_to_date:
         return f"next: turboprefill build {tree}"
     if state.state == "modified":
-        return f"next: look at the edits (git -C {tree} diff), then turboprefill install {tree} --force"
+        return f"next: review the edits (git -C {tree} diff), then turboprefill install {tree} --force"
     return f"next: turboprefill install {tree}"

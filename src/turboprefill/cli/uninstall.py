@@ -1,4 +1,4 @@
-"""``turboprefill uninstall``: take TurboPrefill out of a llama.cpp tree."""
+"""``turboprefill uninstall``: remove TurboPrefill from a llama.cpp tree."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ def register(app: typer.Typer) -> None:
 def _uninstall(
     directory: TreeArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, write nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Also remove files of TurboPrefill that were edited.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also remove TurboPrefill's own files that were edited.")
+    ] = False,
 ) -> None:
-    """Take TurboPrefill out of a llama.cpp tree, whichever version it is.
+    """Remove TurboPrefill, of any version, from a llama.cpp tree.
 
-    Every touched file is byte for byte what it was before. Edits of yours in llama.cpp's own lines stay.
+    Restores every changed file byte for byte. Your own edits to llama.cpp's lines are kept.
 
     [bold]Examples[/]
 
@@ -44,4 +46,4 @@ def _uninstall(
     if dry_run:
         out.print("dry run: nothing was written")
     else:
-        out.print(f"[green]TurboPrefill is removed from {tree}[/]")
+        out.print(f"[green]TurboPrefill was removed from {tree}[/]")

@@ -18,6 +18,8 @@ import turboprefill
 if TYPE_CHECKING:
     from turboprefill import Context, Model, Span
 
+__all__ = ["Arm", "Note", "Result", "Workload", "busy_percent", "run"]
+
 Note = Callable[[str], None]
 
 _ALL_LOGITS_BYTES = 256 << 20  # of the prefix whose logits are compared at every position
@@ -26,7 +28,7 @@ _HOST = "CPU"  # looks up the embeddings in next to no time; all layers are on t
 
 
 @dataclass(frozen=True)
-class Plan:
+class Workload:
     """What to measure. `devices`, `rpc_servers`, `tensor_split`, `n_threads` are passed on; None: the defaults.
 
     `shipped_ubatch` is the size of ubatches with which the standard path is measured once more, with llama.cpp's own
@@ -66,7 +68,7 @@ class Arm:
 class Result:
     """Everything that the report and the picture need."""
 
-    plan: Plan
+    workload: Workload
     n_prompt: int
     n_text: int
     n_prefix: int
@@ -88,7 +90,7 @@ class Result:
 
     @property
     def speedup_over_shipped(self) -> float | None:
-        """Median time of llama.cpp as shipped over that with TurboPrefill, if measured."""
+        """Median time of stock llama.cpp over that with TurboPrefill, if measured."""
         if self.shipped is None:
             return None
         return statistics.median(self.shipped.seconds) / statistics.median(self.turbo.seconds)
@@ -105,30 +107,35 @@ class Result:
         """Whether the saved states (KV cache or recurrent state) of both paths are the same bytes."""
         return len(self.standard.states | self.turbo.states) == 1
 
+    @property
+    def identical(self) -> bool:
+        """Whether logits and states of both paths are the same bytes."""
+        return self.logits_identical and self.state_identical
 
-def run(plan: Plan, note: Note = lambda _: None) -> Result:
-    """Load the model and measure. `note` is told what happens next.
+
+def run(workload: Workload, note: Note = lambda _: None) -> Result:
+    """Load the model and measure; calls `note` with each step.
 
     Raises:
         TurboPrefillError: loading or decoding failed.
     """
     standard, turbo = Arm("standard", turbo=False), Arm("TurboPrefill", turbo=True)
-    shipped = Arm("llama.cpp as shipped", turbo=False) if plan.shipped_ubatch is not None else None
-    together = Path(plan.model).stat().st_size <= _TWICE_BYTES
+    shipped = Arm("stock llama.cpp", turbo=False) if workload.shipped_ubatch is not None else None
+    together = Path(workload.model).stat().st_size <= _TWICE_BYTES
     with ExitStack() as stack:
         if shipped is not None and not together:
             with ExitStack() as alone:
-                _rounds(plan, [(_open(_as_shipped(plan), alone, note), shipped)], note)
-        main = _open(plan, stack, note)
+                _rounds(workload, [(_open(_as_shipped(workload), alone, note), shipped)], note)
+        main = _open(workload, stack, note)
         runs = [(main, standard), (main, turbo)]
         if shipped is not None and together:
-            runs.append((_open(_as_shipped(plan), stack, note), shipped))
-        _rounds(plan, runs, note)
-        return replace(_compare(plan, main, standard, turbo, note), shipped=shipped)
+            runs.append((_open(_as_shipped(workload), stack, note), shipped))
+        _rounds(workload, runs, note)
+        return replace(_compare(workload, main, standard, turbo, note), shipped=shipped)
 
 
-def _as_shipped(plan: Plan) -> Plan:
-    return replace(plan, tensor_split=None, n_ubatch=plan.shipped_ubatch or plan.n_ubatch)
+def _as_shipped(workload: Workload) -> Workload:
+    return replace(workload, tensor_split=None, n_ubatch=workload.shipped_ubatch or workload.n_ubatch)
 
 
 @dataclass
@@ -141,49 +148,49 @@ class _Opened:
     n_text: int
 
 
-def _open(plan: Plan, stack: ExitStack, note: Note) -> _Opened:
+def _open(workload: Workload, stack: ExitStack, note: Note) -> _Opened:
     note("loading the model")
-    model = stack.enter_context(_open_model(plan))
-    tokens, n_text = _prompt(model, plan)
-    return _Opened(model, stack.enter_context(_open_context(model, plan, len(tokens))), tokens, n_text)
+    model = stack.enter_context(_open_model(workload))
+    tokens, n_text = _prompt(model, workload)
+    return _Opened(model, stack.enter_context(_open_context(model, workload, len(tokens))), tokens, n_text)
 
 
-def _open_model(plan: Plan) -> Model:
+def _open_model(workload: Workload) -> Model:
     options: dict[str, Any] = {"n_gpu_layers": -1, "split_mode": "layer"}
     for name in ("devices", "rpc_servers", "tensor_split"):
-        if (value := getattr(plan, name)) is not None:
+        if (value := getattr(workload, name)) is not None:
             options[name] = list(value)
-    return turboprefill.Model(plan.model, **options)
+    return turboprefill.Model(workload.model, **options)
 
 
-def _open_context(model: Model, plan: Plan, n_prompt: int) -> Context:
+def _open_context(model: Model, workload: Workload, n_prompt: int) -> Context:
     options: dict[str, Any] = {}
-    if plan.n_threads is not None:
-        options = {"n_threads": plan.n_threads, "n_threads_batch": plan.n_threads}
+    if workload.n_threads is not None:
+        options = {"n_threads": workload.n_threads, "n_threads_batch": workload.n_threads}
     return model.context(
-        n_ctx=n_prompt + 64, n_batch=plan.n_batch, n_ubatch=plan.n_ubatch, turboprefill=False, **options
+        n_ctx=n_prompt + 64, n_batch=workload.n_batch, n_ubatch=workload.n_ubatch, turboprefill=False, **options
     )
 
 
-def _prompt(model: Model, plan: Plan) -> tuple[list[int], int]:
+def _prompt(model: Model, workload: Workload) -> tuple[list[int], int]:
     """The tokens to read and the number that the text has."""
-    tokens = model.tokenize(plan.text)
-    n_text, n = len(tokens), plan.n_prompt or len(tokens)
+    tokens = model.tokenize(workload.text)
+    n_text, n = len(tokens), workload.n_prompt or len(tokens)
     while len(tokens) < n:
         tokens = tokens + tokens[1:]  # without another start-of-text token
     return tokens[:n], n_text
 
 
-def _rounds(plan: Plan, runs: Sequence[tuple[_Opened, Arm]], note: Note) -> None:
+def _rounds(workload: Workload, runs: Sequence[tuple[_Opened, Arm]], note: Note) -> None:
     """Warm-ups, then the timed runs of all arms."""
     for opened, arm in runs:
-        note(f"warm-up, {arm.name}")
+        note(f"warm-up: {arm.name}")
         _prefill(opened.context, arm, opened.tokens)
         arm.states.add(_digest(opened.context.state()))
-    for repeat in range(plan.repeats):
+    for repeat in range(workload.repeats):
         # which arm goes first alternates, so that a machine that slows down or speeds up favours none
         for opened, arm in runs if repeat % 2 == 0 else runs[::-1]:
-            note(f"run {repeat + 1} of {plan.repeats}, {arm.name}")
+            note(f"run {repeat + 1} of {workload.repeats}: {arm.name}")
             before = opened.context.stats()
             arm.seconds.append(_prefill(opened.context, arm, opened.tokens))
             after = opened.context.stats()
@@ -192,22 +199,22 @@ def _rounds(plan: Plan, runs: Sequence[tuple[_Opened, Arm]], note: Note) -> None
             arm.reason = after.reason
 
 
-def _compare(plan: Plan, opened: _Opened, standard: Arm, turbo: Arm, note: Note) -> Result:
+def _compare(workload: Workload, opened: _Opened, standard: Arm, turbo: Arm, note: Note) -> Result:
     """All logits of a prefix, and timelines, of both paths with the same split."""
     model, context, tokens, arms = opened.model, opened.context, opened.tokens, (standard, turbo)
-    n_prefix = _prefix_length(plan, len(tokens), model)
+    n_prefix = _prefix_length(workload, len(tokens), model)
     for arm in arms:
-        note(f"all logits of {n_prefix} tokens, {arm.name}")
+        note(f"all logits of the first {n_prefix} tokens: {arm.name}")
         _prefill(context, arm, tokens[:n_prefix], every=True)
     for arm in arms:
-        note(f"timeline, {arm.name}")
+        note(f"timeline: {arm.name}")
         with context.trace() as trace:
             _prefill(context, arm, tokens)
         arm.spans = [span for span in trace.spans if span.device != _HOST]
     stages = [(stage.device, stage.transport) for stage in context.stats().stages if stage.device != _HOST]
     devices = [device for device, _ in stages] or sorted({span.device for span in standard.spans})
     n_text = opened.n_text
-    return Result(plan, len(tokens), n_text, n_prefix, _describe(model), standard, turbo, stages, devices)
+    return Result(workload, len(tokens), n_text, n_prefix, _describe(model), standard, turbo, stages, devices)
 
 
 def _prefill(context: Context, arm: Arm, tokens: list[int], *, every: bool = False) -> float:
@@ -223,10 +230,10 @@ def _prefill(context: Context, arm: Arm, tokens: list[int], *, every: bool = Fal
     return seconds
 
 
-def _prefix_length(plan: Plan, n_prompt: int, model: Model) -> int:
+def _prefix_length(workload: Workload, n_prompt: int, model: Model) -> int:
     """Tokens of the all-logits comparison: some whole ubatches and a part of one, in one call."""
     affordable = _ALL_LOGITS_BYTES // (4 * int(model.n_vocab))
-    return max(1, min(n_prompt, plan.n_batch, affordable, 3 * plan.n_ubatch + plan.n_ubatch // 2))
+    return max(1, min(n_prompt, workload.n_batch, affordable, 3 * workload.n_ubatch + workload.n_ubatch // 2))
 
 
 def _digest(data: Any) -> bytes:
@@ -234,7 +241,7 @@ def _digest(data: Any) -> bytes:
 
 
 def _describe(model: Model) -> str:
-    return f"{model.desc}: {model.n_params / 1e6:,.0f} million weights, {model.size / 1e6:,.0f} MB"
+    return f"{model.desc}: {model.n_params / 1e6:,.0f} million parameters, {model.size / 1e6:,.0f} MB"
 
 
 def busy_percent(spans: Sequence[Span]) -> dict[str, float]:

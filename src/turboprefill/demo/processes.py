@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+__all__ = ["start", "stop"]
+
 # Runs in the child before it becomes the program: ask the kernel for SIGKILL when the parent goes (prctl 1 is
 # PR_SET_PDEATHSIG), and stop if the parent went before that. A preexec_fn would do the same, but may deadlock in a
 # process with threads, and llama.cpp has threads.

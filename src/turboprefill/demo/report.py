@@ -13,13 +13,15 @@ from rich.table import Table
 
 from turboprefill.demo.measure import Arm, Result, busy_percent
 
+__all__ = ["as_json", "conclusion", "picture_title", "show", "write_json"]
+
 
 def as_json(result: Result) -> dict[str, Any]:
     """The result as plain values. The first eight keys are a promise; more may follow."""
     standard, turbo = result.standard, result.turbo
     return {
         "prompt_tokens": result.n_prompt,
-        "n_ubatch": result.plan.n_ubatch,
+        "n_ubatch": result.workload.n_ubatch,
         "devices": result.devices,
         "standard": {"tok_per_s": result.tok_per_s(standard)},
         "turbo": {
@@ -30,15 +32,15 @@ def as_json(result: Result) -> dict[str, Any]:
         "speedup": result.speedup,
         "logits_identical": result.logits_identical,
         "state_identical": result.state_identical,
-        "n_batch": result.plan.n_batch,
-        "model": result.plan.model,
+        "n_batch": result.workload.n_batch,
+        "model": result.workload.model,
         "text_tokens": result.n_text,
         "compared_prefix_tokens": result.n_prefix,
         "ttft_s": {"standard": standard.seconds, "turbo": turbo.seconds},
         "stages": [{"device": device, "transport": transport} for device, transport in result.stages],
         "busy_percent": {"standard": busy_percent(standard.spans), "turbo": busy_percent(turbo.spans)},
         "reason": turbo.reason,
-        "tensor_split": None if result.plan.tensor_split is None else list(result.plan.tensor_split),
+        "tensor_split": None if result.workload.tensor_split is None else list(result.workload.tensor_split),
         "as_shipped": _shipped_json(result),
         "speedup_over_as_shipped": result.speedup_over_shipped,
     }
@@ -47,7 +49,7 @@ def as_json(result: Result) -> dict[str, Any]:
 def _shipped_json(result: Result) -> dict[str, Any] | None:
     if result.shipped is None:
         return None
-    return {"tok_per_s": result.tok_per_s(result.shipped), "n_ubatch": result.plan.shipped_ubatch}
+    return {"tok_per_s": result.tok_per_s(result.shipped), "n_ubatch": result.workload.shipped_ubatch}
 
 
 def write_json(result: Result, path: Path) -> None:
@@ -59,16 +61,22 @@ def write_json(result: Result, path: Path) -> None:
     path.write_text(json.dumps(as_json(result), indent=2) + "\n", encoding="utf-8")
 
 
+def picture_title(result: Result) -> str:
+    """What the timelines show, in a line."""
+    return f"{result.n_prompt:,} tokens in ubatches of {result.workload.n_ubatch}, {len(result.devices)} devices"
+
+
 def show(result: Result, console: Console) -> None:
     """Print configuration, table and conclusion."""
-    plan = result.plan
+    workload = result.workload
     console.print()
-    console.print(f"[bold]model[/]   {escape(plan.model)}" + _note(result.description))
-    console.print(f"[bold]prompt[/]  {result.n_prompt:,} tokens, ubatches of {plan.n_ubatch}, calls of {plan.n_batch}")
+    console.print(f"[bold]model[/]   {escape(workload.model)}" + _note(result.description))
+    sizes = f"ubatches of {workload.n_ubatch}, calls of {workload.n_batch}"
+    console.print(f"[bold]prompt[/]  {result.n_prompt:,} tokens, {sizes}")
     if result.n_prompt > result.n_text:
-        console.print(f"        (the text has {result.n_text:,} tokens: it is read over again)")
-    if result.plan.tensor_split is not None:
-        console.print(f"[bold]split[/]   -ts {','.join(f'{share:g}' for share in result.plan.tensor_split)}")
+        console.print(f"        (the text has {result.n_text:,} tokens and is repeated)")
+    if result.workload.tensor_split is not None:
+        console.print(f"[bold]split[/]   -ts {','.join(f'{share:g}' for share in result.workload.tensor_split)}")
     transports = dict(result.stages)
     for device in result.devices:
         console.print(f"[bold]device[/]  {escape(device)}" + _note(_transport(transports.get(device, ""))))
@@ -78,33 +86,33 @@ def show(result: Result, console: Console) -> None:
 
 
 def conclusion(result: Result) -> list[str]:
-    """What the numbers say, in sentences with rich markup."""
+    """What the numbers mean, in sentences with rich markup."""
     lines = []
     if (over_shipped := result.speedup_over_shipped) is not None:
         lines.append(
-            f"[bold]TurboPrefill, as planned, reads this prompt {_ratio(over_shipped)} llama.cpp as shipped "
-            f"(its own split, ubatches of {result.plan.shipped_ubatch}).[/]"
+            f"[bold]TurboPrefill, as planned, processes this prompt {_ratio(over_shipped)} stock llama.cpp "
+            f"(its own split, ubatches of {result.workload.shipped_ubatch}).[/]"
         )
     same = " with the same split and ubatches" if lines else ""
-    lines.append(f"[bold]TurboPrefill reads this prompt {_ratio(result.speedup)} the standard path{same}.[/]")
+    lines.append(f"[bold]TurboPrefill processes this prompt {_ratio(result.speedup)} the standard path{same}.[/]")
     turbo = result.turbo
     if turbo.standard_ubatches or not turbo.pipelined_ubatches:
         count = f"{turbo.standard_ubatches} of {turbo.standard_ubatches + turbo.pipelined_ubatches} ubatches"
         reason = escape(turbo.reason or "no reason was given")
-        lines.append(f"[yellow]{count} took the standard path with TurboPrefill too: {reason}[/]")
+        lines.append(f"[yellow]{count} took the standard path even with TurboPrefill: {reason}[/]")
     lines.append(
         _verdict(
             result.logits_identical,
-            f"Logits are byte-identical: all of the last position in every run, and all of the first "
+            f"Logits are byte-identical: at the last position in every run, and at all of the first "
             f"{result.n_prefix:,} positions.",
-            "LOGITS DIFFER between the two paths. This is an error: please do not use this build.",
+            "LOGITS DIFFER between the two paths. This is a bug: do not use this build.",
         )
     )
     lines.append(
         _verdict(
             result.state_identical,
-            "The saved state (everything the caches hold after the prompt) is byte-identical.",
-            "THE STATE DIFFERS between the two paths. This is an error: please do not use this build.",
+            "The saved state (everything in the caches after the prompt) is byte-identical.",
+            "THE STATE DIFFERS between the two paths. This is a bug: do not use this build.",
         )
     )
     return lines
@@ -113,7 +121,7 @@ def conclusion(result: Result) -> list[str]:
 def _table(result: Result) -> Table:
     table = Table(title=None, show_edge=False, pad_edge=False)
     table.add_column("path")
-    for name in ("tok/s", "first token", "+-", "ratio", "runs", "busy"):
+    for name in ("tok/s", "TTFT", "+-", "speedup", "runs", "busy"):
         table.add_column(name, justify="right")
     base = result.shipped or result.standard
     for arm in (result.shipped, result.standard, result.turbo):

@@ -1,4 +1,4 @@
-"""What the demo runs on when the user does not say: devices, model, text."""
+"""The demo's defaults: devices, model, text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,32 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import turboprefill
 from turboprefill import synth
 from turboprefill.demo.measure import Note
 from turboprefill.errors import TurboPrefillError
 from turboprefill.paths import cache_dir
+from turboprefill.planner import DoesNotFitError, Needs, make_plan, read_facts
 from turboprefill.planner.auto import UBATCH_MAX
+from turboprefill.planner.calibrate import cached_places
+from turboprefill.planner.plan import best_ubatch, default_plan
+from turboprefill.planner.resolve import live_devices
 from turboprefill.synth.archs import Shape
+
+__all__ = [
+    "USUAL_PROMPT",
+    "Choice",
+    "DemoError",
+    "crowded",
+    "gpu_names",
+    "host_threads",
+    "is_loopback",
+    "planned",
+    "read_text",
+    "split_list",
+    "split_ratios",
+    "synthetic_model",
+]
 
 USUAL_PROMPT = 4096  # tokens to plan for where only the text says how many there are
 _SPARE_BYTES = 1 << 30  # left free on the disk that a model is written to
@@ -60,7 +80,7 @@ def synthetic_model(preset: str, note: Note = lambda _: None) -> Path:
                 f"the synthetic model needs {size / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB left. "
                 "Make room, set TURBOPREFILL_CACHE to another folder, or give a model with --model."
             )
-        note(f"writing a synthetic model ({size / 1e6:,.0f} MB, once) to {path}")
+        note(f"generating a synthetic model ({size / 1e6:,.0f} MB, only once) in {path}")
         return synth.write_model(path, preset)
     except OSError as error:
         raise DemoError(f"cannot write the synthetic model to {path}: {error}") from error
@@ -76,8 +96,6 @@ def _fingerprint(shape: Shape) -> str:
 
 def gpu_names() -> list[str]:
     """Names of the GPUs that this build of llama.cpp can use: this machine's, not those of RPC servers."""
-    import turboprefill
-
     return [device.name for device in turboprefill.devices() if device.type == "gpu" and device.backend != "RPC"]
 
 
@@ -101,7 +119,7 @@ def split_ratios(text: str | None) -> list[float] | None:
     except ValueError:
         ratios = [-1.0]
     if min(ratios) < 0:
-        raise DemoError(f"--tensor-split is {text!r}: expected numbers of at least 0, as in 3,1")
+        raise DemoError(f"--tensor-split is {text!r}: expected numbers of at least 0, such as 3,1")
     return ratios
 
 
@@ -123,11 +141,6 @@ def planned(
 
     None too if nothing was found to fit: estimates are on the safe side, so llama.cpp may try its own.
     """
-    from turboprefill.planner import DoesNotFitError, Needs, make_plan, read_facts
-    from turboprefill.planner.calibrate import cached_places
-    from turboprefill.planner.plan import best_ubatch, default_plan
-    from turboprefill.planner.resolve import live_devices
-
     devices = live_devices(names, endpoints or [])
     if len(devices) < 2:
         return None
@@ -136,7 +149,7 @@ def planned(
     try:
         plan = make_plan(facts, places, needs)
     except DoesNotFitError as error:
-        note(f"no plan for the layers: {error}")
+        note(f"no layer split could be planned: {error}")
         return None
     usual = default_plan(facts, places, needs, n_prompt)
     differs = [stage.n_layers for stage in usual.stages] != [stage.n_layers for stage in plan.stages]
@@ -152,9 +165,9 @@ def crowded(n_workers: int) -> str:
     """A warning if this machine has no cores to spare for that many workers, else an empty string."""
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     if cores < n_workers:
-        return f"{n_workers} workers on {cores} cores: they cannot work at the same time, so expect no gain."
+        return f"{n_workers} workers on {cores} cores: they cannot run at the same time, so expect no speedup."
     if load > cores - n_workers + 0.5:
-        return f"This machine is busy (load {load:.1f} on {cores} cores): expect less gain than on an idle one."
+        return f"This machine is busy (load {load:.1f} on {cores} cores): expect less speedup than on an idle one."
     return ""
 
 

@@ -1,16 +1,101 @@
-"""The picture: what each device did when, on both paths, over one time axis."""
+"""The demo's picture: what each device did when, on both paths, over one time axis. As PNG or as HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from turboprefill import plots
 
 if TYPE_CHECKING:
     from turboprefill import Span
 
-_ROW = 0.42  # inches per device
-_EDGE = "#222222"
+__all__ = ["Bar", "Panel", "Picture", "check", "default_path", "draw", "rows"]
+
+_SHORTEST_MS = 1e-3  # an axis has to end somewhere
+_HTML = (".html", ".htm")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A device at work on one ubatch.
+
+    Attributes:
+        device: name of the device.
+        ubatch: counted from 0 within its path.
+        start_ms, end_ms: since the path's first span began.
+    """
+
+    device: str
+    ubatch: int
+    start_ms: float
+    end_ms: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One path: its bars, how many ubatches they belong to, and milliseconds from the first start to the last end."""
+
+    name: str
+    bars: tuple[Bar, ...]
+    n_ubatches: int
+    length_ms: float
+
+    @property
+    def title(self) -> str:
+        """Name and length."""
+        return f"{self.name}: {self.length_ms:,.0f} ms"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Both paths above each other, with a row for each of `devices`."""
+
+    title: str
+    devices: tuple[str, ...]
+    panels: tuple[Panel, Panel]
+
+    @property
+    def length_ms(self) -> float:
+        """Length of the time axis that the panels share."""
+        return max(_SHORTEST_MS, *(panel.length_ms for panel in self.panels))
+
+
+def default_path() -> Path:
+    """Where the demo draws if nothing else is asked for: a PNG where matplotlib is installed, else an HTML file."""
+    return Path("turboprefill-demo.png" if plots.available() else "turboprefill-demo.html")
+
+
+def check(path: Path) -> None:
+    """Check, before any work is done, that `path` can be drawn.
+
+    Raises:
+        PlotsMissingError: it is not an HTML file, and matplotlib is not installed.
+    """
+    if path.suffix.lower() not in _HTML:
+        plots.require(path)
+
+
+def draw(path: Path, standard: Sequence[Span], turbo: Sequence[Span], title: str) -> None:
+    """Write the standard path's timeline above TurboPrefill's: as HTML if `path` says so, otherwise as a PNG.
+
+    Raises:
+        OSError: the file cannot be written.
+        PlotsMissingError: a PNG is wanted, and matplotlib is not installed.
+    """
+    picture = Picture(
+        title, tuple(rows(standard, turbo)), (_panel("standard path", standard), _panel("TurboPrefill", turbo))
+    )
+    if path.suffix.lower() in _HTML:
+        from turboprefill.demo import timeline_html
+
+        timeline_html.write(path, picture)
+    else:
+        from turboprefill.demo import timeline_png
+
+        timeline_png.write(path, picture)
 
 
 def rows(*paths: Sequence[Span]) -> list[str]:
@@ -21,52 +106,9 @@ def rows(*paths: Sequence[Span]) -> list[str]:
     return sorted(first, key=lambda device: (first[device], device))
 
 
-def draw(path: Path, standard: Sequence[Span], turbo: Sequence[Span], title: str) -> None:
-    """Write a PNG with the standard path's timeline above TurboPrefill's.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    devices = rows(standard, turbo)
-    figure = Figure(figsize=(11, 2.2 + 2 * _ROW * max(1, len(devices))), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    span = max(_length_ms(standard), _length_ms(turbo), 1e-3)
-    for axes, spans, name in ((upper, standard, "standard path"), (lower, turbo, "TurboPrefill")):
-        _draw_path(axes, spans, devices)
-        axes.set_title(f"{name}: {_length_ms(spans):,.0f} ms", loc="left", fontsize=10)
-        axes.set_xlim(0, span * 1.01)
-    lower.set_xlabel("time, ms; one colour per ubatch")
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, format="png")
-
-
-def _length_ms(spans: Sequence[Span]) -> float:
-    if not spans:
-        return 0.0
-    microseconds: int = max(s.t_end_us for s in spans) - min(s.t_start_us for s in spans)
-    return microseconds / 1000
-
-
-def _draw_path(axes: Any, spans: Sequence[Span], devices: list[str]) -> None:
-    from matplotlib import colormaps
-
-    colours = colormaps["viridis"]
+def _panel(name: str, spans: Sequence[Span]) -> Panel:
     start = min((s.t_start_us for s in spans), default=0)
+    end = max((s.t_end_us for s in spans), default=0)
     order = {ubatch: i for i, ubatch in enumerate(sorted({s.ubatch for s in spans}))}
-    for row, device in enumerate(devices):
-        mine = [s for s in spans if s.device == device]
-        axes.broken_barh(
-            [((s.t_start_us - start) / 1000, (s.t_end_us - s.t_start_us) / 1000) for s in mine],
-            (row - 0.4, 0.8),
-            facecolors=[colours(order[s.ubatch] / max(1, len(order) - 1)) for s in mine],
-            edgecolor=_EDGE,
-            linewidth=0.3,
-        )
-    axes.set_yticks(range(len(devices)), devices, fontsize=8)
-    axes.set_ylim(max(1, len(devices)) - 0.5, -0.5)
-    axes.grid(axis="x", linewidth=0.3)
-    axes.set_axisbelow(True)
+    bars = (Bar(s.device, order[s.ubatch], (s.t_start_us - start) / 1000, (s.t_end_us - start) / 1000) for s in spans)
+    return Panel(name, tuple(bars), len(order), (end - start) / 1000)

@@ -13,9 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-import turboprefill
+import psutil
+
 from turboprefill.demo import processes
-from turboprefill.errors import TurboPrefillError
+from turboprefill.errors import NativeModuleError, TurboPrefillError
+
+__all__ = ["RpcWorkers", "WorkerError"]
 
 _START_TIMEOUT = 20.0  # seconds until a worker has to listen
 _ATTEMPTS = 3  # another program may take the free port before the worker does
@@ -35,26 +38,20 @@ class _Worker:
     def last_words(self) -> str:
         self.log.seek(0)
         lines = self.log.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
-        return "\n".join(f"  | {line}" for line in lines) or "  | (it wrote nothing)"
+        return "\n".join(f"  | {line}" for line in lines) or "  | (no output)"
 
     def close(self) -> None:
         processes.stop(self.process)
         self.log.close()
 
 
-def server_binary() -> Path:
-    """The RPC server that was built with this package.
+def _packaged_server() -> Path:
+    from turboprefill.native import rpc_server_path  # here: workers from another build need no native module
 
-    Raises:
-        WorkerError: the package was installed without it.
-    """
-    path = Path(turboprefill.__file__).parent / "bin" / "ggml-rpc-server"
-    if not path.is_file():
-        raise WorkerError(
-            f"the RPC server is missing: expected it at {path}. "
-            "Install the package again (pip install .), or give running servers with --rpc HOST:PORT,HOST:PORT."
-        )
-    return path
+    try:
+        return rpc_server_path()
+    except NativeModuleError as error:
+        raise WorkerError(f"{error}, or use servers that already run: --rpc HOST:PORT,HOST:PORT") from error
 
 
 class RpcWorkers:
@@ -66,13 +63,14 @@ class RpcWorkers:
         binary: the server program; default: the packaged one.
 
     Raises:
-        WorkerError: a worker cannot be started; those already started are ended.
+        WorkerError: the package was installed without the server, or a worker cannot be started; those already
+            started are ended.
     """
 
     def __init__(self, n: int, *, threads: int = 1, binary: Path | None = None) -> None:
         if n < 1:
-            raise WorkerError(f"{n} workers were asked for: expected at least 1")
-        program = binary or server_binary()
+            raise WorkerError(f"the number of workers is {n}: expected at least 1")
+        program = binary or _packaged_server()
         self._workers: list[_Worker] = []
         try:
             for _ in range(n):
@@ -94,7 +92,7 @@ class RpcWorkers:
     def check(self, patience: float = 0.0) -> None:
         """Raise WorkerError, with its last log lines, if a worker is no longer running.
 
-        A killed process closes its connections before it counts as ended: who saw a connection break waits for
+        A killed process closes its connections before it counts as ended: after a broken connection, wait up to
         `patience` seconds.
         """
         deadline = time.monotonic() + patience
@@ -102,7 +100,7 @@ class RpcWorkers:
             time.sleep(0.05)
         for worker in self._workers:
             if (code := worker.process.poll()) is not None:
-                how = f"was ended by signal {-code}" if code < 0 else f"exited with code {code}"
+                how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
                 raise WorkerError(f"the worker on {worker.endpoint} {how}. Its last lines:\n{worker.last_words()}")
 
     def close(self) -> None:
@@ -163,13 +161,9 @@ def _wait_until_listening(worker: _Worker) -> bool:
 
 
 def _has_socket(pid: int, port: int) -> bool:
-    """Whether it is this process that listens on a port; another one may have taken it. True where /proc is not."""
-    table = Path("/proc/net/tcp")
-    if not table.is_file():
-        return True
-    lines = [line.split() for line in table.read_text().splitlines()]
-    ours = {f"socket:[{line[9]}]" for line in lines if line[3] == "0A" and line[1].endswith(f":{port:04X}")}
+    """Whether it is this process that listens on a port; another one may have taken it."""
     try:
-        return any(str(link.readlink()) in ours for link in Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:  # it has ended
+        sockets = psutil.Process(pid).net_connections("tcp4")
+    except psutil.Error:  # it has ended
         return False
+    return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in sockets)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from turboprefill import plots
+
 __all__ = ["draw_sweep"]
 
 
@@ -21,12 +23,9 @@ def draw_sweep(
 
     Raises:
         OSError: the file cannot be written.
+        PlotsMissingError: matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, save = plots.new_figure(path, 8, 4.5)
     axes = figure.subplots()
     for (name, values), style in zip(lines.items(), ("o-", "s--", ":"), strict=False):
         points = [(x, value) for x, value in zip(xs, values, strict=True) if value]
@@ -45,4 +44,4 @@ def draw_sweep(
     axes.grid(linewidth=0.3)
     axes.legend(fontsize=8)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, format="png")
+    save()

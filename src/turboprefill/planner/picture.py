@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from turboprefill import plots
 from turboprefill.planner.plan import Plan
 
 __all__ = ["draw"]
@@ -16,13 +17,10 @@ def draw(path: Path, plan: Plan, title: str) -> None:
 
     Raises:
         OSError: the file cannot be written.
+        PlotsMissingError: matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = range(len(plan.stages))
-    figure = Figure(figsize=(11, 1.6 + 0.4 * len(plan.stages)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, save = plots.new_figure(path, 11, 1.6 + 0.4 * len(plan.stages))
     left, right = figure.subplots(1, 2, sharey=True)
     start = [0.0] * len(plan.stages)
     for name, colour in _PARTS:
@@ -44,4 +42,4 @@ def draw(path: Path, plan: Plan, title: str) -> None:
     left.set_yticks(rows, [stage.device for stage in plan.stages], fontsize=8)
     left.invert_yaxis()
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, format="png")
+    save()

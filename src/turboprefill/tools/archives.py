@@ -2,6 +2,9 @@
 
 An archive is not trusted: only regular files and folders are made, nothing can land outside of the destination,
 links that lead out fail, and git's own files are left out (an archive may carry a ``.git`` that points elsewhere).
+
+tarfile's own "data" filter would allow more: it makes absolute names relative, and follows only those links that are
+there already, so two links in the right order lead out. Nor does it know zip files.
 """
 
 from __future__ import annotations
@@ -129,7 +132,9 @@ def _find_tree(archive: Path) -> tuple[str, ...]:
     for head in heads:
         if (*head, "CMakeLists.txt") in names and any(n[: len(head) + 1] == (*head, "ggml") for n in names):
             return head
-    raise ToolError(f"{archive} holds no llama.cpp tree: no folder in it has include/llama.h, CMakeLists.txt and ggml.")
+    raise ToolError(
+        f"{archive} does not contain a llama.cpp tree: no folder in it has include/llama.h, CMakeLists.txt and ggml."
+    )
 
 
 def _entries(archive: Path) -> Iterator[_Entry]:

@@ -88,14 +88,16 @@ def build(
     start = time.monotonic()
     cuda = _with_cuda(options, progress)
     if not shutil.which("cmake"):
-        raise BuildError("there is no cmake; install CMake 3.20 or newer, for example with: pip install cmake ninja")
+        raise BuildError("cmake was not found; install CMake 3.20 or newer, for example with: pip install cmake ninja")
     build_dir = (options.build_dir or tree.root / "build").absolute()
     log = build_dir / "turboprefill-build.log"
     try:
         build_dir.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
     except OSError as error:
-        raise BuildError(f"cannot write in {build_dir}: {error.strerror}. Choose another with --build-dir.") from error
+        raise BuildError(
+            f"cannot write to {build_dir}: {error.strerror}. Choose another directory with --build-dir."
+        ) from error
     progress.note(f"log: {log}")
     configure = configure_command(tree.root, build_dir, options, cuda=cuda, base=base)
     _step(configure, log, "configuring", progress)
@@ -126,7 +128,7 @@ def configure_command(
     }
     if cuda:
         switches["CMAKE_CUDA_COMPILER"] = find_nvcc() or "nvcc"
-        if find_gpus():
+        if find_gpus().found:
             switches["CMAKE_CUDA_ARCHITECTURES"] = "native"  # else all of them are built, which takes hours
     if base:
         switches["LLAMA_BUILD_NUMBER"] = base.name.removeprefix("b")
@@ -146,11 +148,11 @@ def _with_cuda(options: BuildOptions, progress: Progress) -> bool:
     nvcc = find_nvcc()
     if options.cuda:
         if nvcc is None:
-            msg = "--cuda needs nvcc, found neither on PATH nor in $CUDA_HOME/bin; install CUDA's toolkit, or use --cpu"
+            msg = "--cuda needs nvcc, which is neither on PATH nor in $CUDA_HOME/bin; install CUDA, or use --cpu"
             raise BuildError(msg)
         return True
-    if options.cuda is None and nvcc and find_gpus():
-        progress.note(f"building with CUDA ({nvcc}); --cpu builds without")
+    if options.cuda is None and nvcc and find_gpus().found:
+        progress.note(f"building with CUDA ({nvcc}); use --cpu to build without it")
         return True
     return False
 

@@ -1,4 +1,4 @@
-"""What this machine, this installation and a tree offer, and what keeps prompts from being pipelined."""
+"""What this machine, this installation and a tree offer, and what prevents prompts from being pipelined."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from turboprefill.errors import TurboPrefillError
 from turboprefill.tools import hardware
 from turboprefill.tools.overlay import load_overlay
 from turboprefill.tools.patcher import status
-from turboprefill.tools.process import capture
+from turboprefill.tools.process import output_of
 
 __all__ = ["Gate", "Report", "Tool", "examine"]
 
@@ -58,9 +58,8 @@ class Report:
     """Everything :func:`examine` found; sizes in bytes."""
 
     tools: tuple[Tool, ...]
-    gpus: tuple[hardware.Gpu, ...]
+    gpus: hardware.Gpus
     visible_gpus: int
-    peer_access: bool | None
     memory: tuple[int, int] | None  # total, available
     package: Mapping[str, Any]
     tree: Mapping[str, Any] | None
@@ -69,16 +68,23 @@ class Report:
     @property
     def can_pipeline(self) -> bool:
         """Whether a patched program on this machine, with these variables, would pipeline prompts over its GPUs."""
-        return all(gate.open is not False for gate in self.gates)
+        return self.n_closed == 0
+
+    @property
+    def n_closed(self) -> int:
+        """How many gates are closed."""
+        return sum(gate.open is False for gate in self.gates)
 
     def as_json(self) -> dict[str, Any]:
         """For ``doctor --json``; the keys are an interface."""
         return {
             "schema": 1,
             "tools": [asdict(tool) for tool in self.tools],
-            "gpus": [asdict(gpu) for gpu in self.gpus],
+            "gpus": [asdict(gpu) for gpu in self.gpus.found],
+            "no_gpus_because": self.gpus.reason or None,
+            "driver": self.gpus.driver,
             "visible_gpus": self.visible_gpus,
-            "peer_access": self.peer_access,
+            "peer_access": self.gpus.peer_access,
             "memory": self.memory and {"total": self.memory[0], "available": self.memory[1]},
             "package": dict(self.package),
             "tree": self.tree,
@@ -88,23 +94,22 @@ class Report:
 
 
 def examine(root: Path | None = None) -> Report:
-    """Look at everything; nothing is changed, and nothing that is missing raises.
+    """Examine everything; changes nothing, and raises nothing for what is missing.
 
     Args:
-        root: a llama.cpp tree to look at as well.
+        root: a llama.cpp tree to examine as well.
     """
     tools = _tools()
-    gpus = tuple(hardware.find_gpus())
-    visible = _visible(len(gpus))
-    peer = hardware.peer_access(len(gpus))
+    gpus = hardware.find_gpus()
+    visible = _visible(len(gpus.found))
     package = _package()
     tree = _tree(root) if root else None
     gates = (
-        *_build_gates(tools, bool(gpus)),
-        *_device_gates(visible, len(gpus), peer),
+        *_build_gates(tools, bool(gpus.found)),
+        *_device_gates(visible, len(gpus.found), gpus.peer_access),
         *_software_gates(package, root, tree),
     )
-    return Report(tools, gpus, visible, peer, hardware.memory_bytes(), package, tree, gates)
+    return Report(tools, gpus, visible, hardware.memory_bytes(), package, tree, gates)
 
 
 def _tools() -> tuple[Tool, ...]:
@@ -114,11 +119,11 @@ def _tools() -> tuple[Tool, ...]:
 
     compiler = next((c for c in (os.environ.get("CXX"), "c++", "g++", "clang++") if c and shutil.which(c)), "c++")
     return (
-        tool("git", "checkout from github.com, local repositories"),
+        tool("git", "checkout from github.com or local repositories"),
         tool(compiler, "compiling"),
         tool("cmake", "compiling"),
-        tool("ninja", "compiling, faster than make"),
-        tool("ccache", "compiling again, optional"),
+        tool("ninja", "faster builds than with make"),
+        tool("ccache", "faster rebuilds, optional"),
         tool("nvcc", "compiling for NVIDIA GPUs", hardware.find_nvcc()),
     )
 
@@ -140,7 +145,7 @@ def _package() -> dict[str, Any]:
     from turboprefill import __version__
 
     # Another process: a native module that does not load must not take this one with it.
-    found = capture(sys.executable, "-c", "import turboprefill._core as core; print(core.__file__)", timeout=60)
+    found = output_of(sys.executable, "-c", "import turboprefill._core as core; print(core.__file__)", timeout=60)
     try:
         overlay: str | None = load_overlay().version
     except TurboPrefillError:
@@ -187,15 +192,15 @@ def _device_gates(visible: int, present: int, peer: bool | None) -> list[Gate]:
     else:
         found = f"{visible} GPU{'' if visible == 1 else 's'}"
         remedy = (
-            "a pipeline needs at least two devices: add GPUs, or devices of other machines through RPC "
-            "(--rpc HOST:PORT). To see it work on this machine's processor: turboprefill demo"
+            "a pipeline needs at least two devices: add GPUs, or devices on other machines over RPC "
+            "(--rpc HOST:PORT). To see it work on this machine's CPU: turboprefill demo"
         )
     gates = [Gate("devices", enough, found, "" if enough else remedy)]
     if present > 1:
         words = {
-            True: "every pair of GPUs",
-            False: "not between all GPUs; data goes through host memory, which still overlaps with computing",
-            None: "not known",
+            True: "between every pair of GPUs",
+            False: "not between all GPUs; data is staged through host memory, which still overlaps with compute",
+            None: "unknown",
         }
         gates.append(Gate("peer access", True if peer else None, words[peer], ""))
     return gates
@@ -211,11 +216,11 @@ def _software_gates(package: Mapping[str, Any], root: Path | None, tree: Mapping
     gates.append(
         Gate(
             "Python module",
-            True if module else None,  # patched programs do without it
+            True if module else None,  # patched programs work without it
             module or str(package["native_module_error"]),
             ""
             if module
-            else "needed for the Python interface and the demo: pip install . in turboprefill's source tree",
+            else "needed for the Python API and the demo: run `pip install .` in turboprefill's source tree",
         )
     )
     value = os.environ.get("TURBOPREFILL")
@@ -225,7 +230,7 @@ def _software_gates(package: Mapping[str, Any], root: Path | None, tree: Mapping
             "switched on",
             not off,
             f"TURBOPREFILL={value}" if value is not None else "TURBOPREFILL is not set",
-            "for llama.cpp's programs: export TURBOPREFILL=1 (the Python interface has its own switch)" if off else "",
+            "for llama.cpp's programs: export TURBOPREFILL=1 (the Python API has its own switch)" if off else "",
         )
     )
     return gates
@@ -236,8 +241,12 @@ def _rpc_gate(root: Path) -> Gate | None:
     sources = (root / "ggml/src/ggml-rpc").glob("*.cpp")
     if not any(b"COMM_INIT" in path.read_bytes() for path in sources if path.is_file()):
         return None
-    found = "its ggml-rpc-server opens another port, on every address of the machine, if a client asks for collectives"
-    return Gate("RPC server", None, found, "let a firewall admit only the client; TurboPrefill never asks for that")
+    found = (
+        "its ggml-rpc-server opens another port, on all of the machine's addresses, if a client requests collectives"
+    )
+    return Gate(
+        "RPC server", None, found, "allow only the client through the firewall; TurboPrefill itself never requests them"
+    )
 
 
 def _tree_gate(root: Path, tree: Mapping[str, Any]) -> Gate:

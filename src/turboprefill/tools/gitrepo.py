@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import requests
-
 from turboprefill.tools.errors import DownloadError, ToolError
 from turboprefill.tools.progress import Advance, Progress
 
@@ -21,7 +19,7 @@ __all__ = ["clone_local", "fetch_commit", "forget_outer_repository", "git_availa
 _AUTHOR = "TurboPrefill <turboprefill@localhost>"
 _DATE = "2000-01-01T00:00:00+0000"  # constant, so that the same tree always becomes the same commit
 _OURS = ("turboprefill", "checkout")  # set in the configuration of every repository made here
-# Give up on a stalled connection, and never wait for somebody to type a password.
+# Give up on a stalled connection, and never wait for a password to be typed.
 _IMPATIENT = {
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_ASKPASS": "true",
@@ -171,6 +169,8 @@ def _probe(url: str) -> None:
     """Fail within seconds where git itself might wait for minutes."""
     if not url.startswith(("http://", "https://")):
         return
+    import requests  # here: most commands need no network, and it takes long to load
+
     try:
         with requests.get(f"{url}/info/refs?service=git-upload-pack", timeout=(5, 10), stream=True) as reply:
             status = reply.status_code

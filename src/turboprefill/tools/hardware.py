@@ -6,29 +6,60 @@ import importlib
 import os
 import re
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from turboprefill.tools.process import capture
+import psutil
 
-__all__ = ["Gpu", "find_gpus", "find_nvcc", "memory_bytes", "peer_access", "run_quietly", "version_of"]
+from turboprefill.tools.process import output_of
+
+__all__ = ["Gpu", "Gpus", "find_gpus", "find_nvcc", "memory_bytes", "run_quietly", "version_of"]
 
 _VERSION = re.compile(r"\d+\.\d+(?:\.\d+)*")
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU, in the driver's order (CUDA_VISIBLE_DEVICES is not applied)."""
+    """One NVIDIA GPU.
+
+    Attributes:
+        index: in the driver's order (CUDA_VISIBLE_DEVICES is not applied).
+        name: product name.
+        memory: in bytes; 0 if the driver does not tell.
+        compute_capability: as in "9.0", or None.
+        pcie_width: lanes in use now, or None.
+    """
 
     index: int
     name: str
-    memory: int  # bytes
+    memory: int
+    compute_capability: str | None = None
+    pcie_width: int | None = None
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """The NVIDIA GPUs of a machine.
+
+    Attributes:
+        found: all of them.
+        driver: version of the driver, or None.
+        peer_access: whether every GPU can read every other one's memory; None if that is not known, or if there are
+            fewer than two.
+        reason: why none was found; empty if some were.
+    """
+
+    found: tuple[Gpu, ...] = ()
+    driver: str | None = None
+    peer_access: bool | None = None
+    reason: str = ""
 
 
 def run_quietly(*command: str) -> str | None:
     """A command's stdout, or None if it is missing, fails or hangs."""
-    done = capture(*command)
+    done = output_of(*command)
     return done.stdout if done.code == 0 else None
 
 
@@ -49,63 +80,60 @@ def find_nvcc() -> str | None:
     return next((place for place in places if place and shutil.which(place)), None)
 
 
-def find_gpus() -> list[Gpu]:
-    """All NVIDIA GPUs, from NVML where its binding is installed, else from nvidia-smi."""
-    return _from_nvml() or _from_nvidia_smi()
-
-
-def _from_nvml() -> list[Gpu]:
+def find_gpus() -> Gpus:
+    """All NVIDIA GPUs of this machine, from NVML, the driver's own library."""
     try:
-        nvml: Any = importlib.import_module("pynvml")  # the module of the package nvidia-ml-py; optional
+        nvml: Any = importlib.import_module("pynvml")  # of the package nvidia-ml-py
     except ImportError:
-        return []
+        return Gpus(reason="the Python package nvidia-ml-py is missing: pip install nvidia-ml-py")
     try:
         nvml.nvmlInit()
-    except nvml.NVMLError:
-        return []
+    except nvml.NVMLError as error:
+        return Gpus(reason=f"no NVIDIA driver ({error})")
     try:
         handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-        return [
-            Gpu(i, str(nvml.nvmlDeviceGetName(h)), int(nvml.nvmlDeviceGetMemoryInfo(h).total))
-            for i, h in enumerate(handles)
-        ]
-    except nvml.NVMLError:
-        return []
+        found = tuple(_gpu(nvml, i, handle) for i, handle in enumerate(handles))
+        driver = _answer(nvml, nvml.nvmlSystemGetDriverVersion)
+        reason = "" if found else "the NVIDIA driver sees no GPU"
+        return Gpus(found, driver and str(driver), _peer_access(nvml, handles), reason)
+    except nvml.NVMLError as error:
+        return Gpus(reason=f"the NVIDIA driver does not answer ({error})")
     finally:
         nvml.nvmlShutdown()
 
 
-def _from_nvidia_smi() -> list[Gpu]:
-    rows = run_quietly("nvidia-smi", "--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits") or ""
-    gpus = []
-    for row in rows.splitlines():
-        parts = [part.strip() for part in row.split(",")]
-        if len(parts) == 3 and parts[0].isdigit():
-            mebibytes = int(parts[2]) if parts[2].isdigit() else 0
-            gpus.append(Gpu(int(parts[0]), parts[1], mebibytes << 20))
-    return gpus
-
-
-def peer_access(n_gpus: int) -> bool | None:
-    """Whether every GPU can read every other one's memory; None if that is not known.
-
-    Args:
-        n_gpus: how many rows the driver's matrix must have.
-    """
-    rows = run_quietly("nvidia-smi", "topo", "-p2p", "r") if n_gpus > 1 else None
-    # Rows are "GPU0  X  OK  OK ..."; the heading has no X.
-    cells = [row.split()[1 : n_gpus + 1] for row in (rows or "").splitlines() if re.match(r"\s*GPU\d+\s", row)]
-    matrix = [row for row in cells if len(row) == n_gpus and "X" in row]
-    if len(matrix) != n_gpus:
+def _answer(nvml: Any, question: Callable[..., Any], *arguments: Any) -> Any:
+    """What NVML answers, or None: not every GPU supports every question."""
+    try:
+        return question(*arguments)
+    except nvml.NVMLError:
         return None
-    return all(cell in ("X", "OK") for row in matrix for cell in row)
+
+
+def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
+    memory = _answer(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+    capability = _answer(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
+    return Gpu(
+        index,
+        str(nvml.nvmlDeviceGetName(handle)),
+        int(memory.total) if memory else 0,
+        ".".join(map(str, capability)) if capability else None,
+        _answer(nvml, nvml.nvmlDeviceGetCurrPcieLinkWidth, handle),
+    )
+
+
+def _peer_access(nvml: Any, handles: Sequence[Any]) -> bool | None:
+    pairs = [(one, other) for one in handles for other in handles if one is not other]
+    answers = [_answer(nvml, nvml.nvmlDeviceGetP2PStatus, *pair, nvml.NVML_P2P_CAPS_INDEX_READ) for pair in pairs]
+    if not answers or None in answers:
+        return None
+    return all(answer == nvml.NVML_P2P_STATUS_OK for answer in answers)
 
 
 def memory_bytes() -> tuple[int, int] | None:
     """Total and available main memory in bytes, or None."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        values = {key: int(rest.split()[0]) << 10 for key, _, rest in (line.partition(":") for line in lines)}
-        return values["MemTotal"], values["MemAvailable"]
-    except (OSError, ValueError, KeyError, IndexError):
+        memory = psutil.virtual_memory()
+    except (OSError, psutil.Error):  # a container without /proc
         return None
+    return memory.total, memory.available

@@ -1,7 +1,7 @@
 """What TurboPrefill adds to llama.cpp: whole files of our own, and single lines at literal anchors.
 
 An installed copy of a file of ours ends in a *seal*, a comment with the hash of the text above it. It tells an
-untouched copy of any version, which may be replaced or removed, from one that somebody edited.
+untouched copy of any version, which may be replaced or removed, from one that was edited.
 """
 
 from __future__ import annotations

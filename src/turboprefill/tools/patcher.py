@@ -109,8 +109,8 @@ def uninstall(
     edited = [f.path for f in state.files if f.role == "own" and f.state == "edited"]
     if edited and not force:
         msg = (
-            f"{root}: these files of TurboPrefill were edited after they were installed: {', '.join(edited)}. "
-            "Removing them would lose that, so nothing was changed. Save the edits, then: "
+            f"{root}: these TurboPrefill files were edited after installation: {', '.join(edited)}. "
+            "Removing them would lose those edits, so nothing was changed. Save the edits, then: "
             f"turboprefill uninstall --force {root}"
         )
         raise RefusedError(msg)
@@ -142,7 +142,7 @@ def diff(root: Path, *, full: bool = False, overlay: Overlay | None = None, pins
     """
     overlay, pins = overlay or load_overlay(), pins or load_pins()
     state = status(root, overlay=overlay, pins=pins)
-    installed = any(f.state not in ("untouched", "missing") for f in state.files)
+    installed = state.present
     if not installed:
         _refuse_failed_anchors(state, pins)
     for file in state.files:
@@ -168,7 +168,7 @@ def _carry_out(tree: Tree, changes: Mapping[str, tuple[bytes | None, bytes | Non
                     files.write(paths[name], new)
     except OSError as error:
         msg = (
-            f"writing in {tree.root} failed: {error.strerror or error}"
+            f"writing to {tree.root} failed: {error.strerror or error}"
             f"{f' ({error.filename})' if error.filename else ''}. Every file was put back as it was. "
             "Check free space, the owner of the files and how the disk is mounted."
         )
@@ -183,8 +183,8 @@ def _refuse_failed_anchors(state: TreeState, pins: Pins) -> None:
     lines += [f"  {name}: no such file" for name in absent]
     lines += [f"  {failure}" for failure in state.failures if failure.hook.file not in absent]
     lines.append(
-        f"Tested is llama.cpp {pins.default}. Either take that (turboprefill checkout NEW_DIR), "
-        "or undo local changes to these files, or look for a release of turboprefill for this llama.cpp."
+        f"TurboPrefill is tested with llama.cpp {pins.default}. Use that version (turboprefill checkout NEW_DIR), "
+        "undo local changes to these files, or look for a turboprefill release for this llama.cpp."
     )
     raise RefusedError("\n".join(lines))
 
@@ -193,11 +193,11 @@ def _refuse_edits(state: TreeState) -> None:
     if not state.edited:
         return
     base = state.match.base
-    against = f"llama.cpp {base}" if base else "the version that git has"
-    lines = [f"{state.tree.root}: these files are not as in {against}; nothing was changed."]
+    against = f"llama.cpp {base}" if base else "the version in git"
+    lines = [f"{state.tree.root}: these files differ from {against}; nothing was changed."]
     lines += [f"  {name}" for name in state.edited]
     lines.append(
-        f"Every place to insert at was found, so `turboprefill install --force {state.tree.root}` can go on; "
+        f"Every insertion point was found, so `turboprefill install --force {state.tree.root}` can proceed; "
         "edits in llama.cpp's files are kept, edited copies of TurboPrefill's own files are replaced."
     )
     raise RefusedError("\n".join(lines))
@@ -212,11 +212,11 @@ def _same(name: str, old: bytes | None, new: bytes | None, overlay: Overlay) -> 
 def _install_notes(state: TreeState, pins: Pins) -> Iterator[str]:
     known = state.match.known
     if known != pins.default:
-        found = f"llama.cpp {known}" if known else "no version that the pins know"
-        yield f"This tree is {found}. Every anchor was found, but tested is llama.cpp {pins.default}."
+        found = f"llama.cpp {known}" if known else "not a pinned version"
+        yield f"This tree is {found}. Every anchor was found, but TurboPrefill is tested with llama.cpp {pins.default}."
     if state.left_out:
         yield (
-            f"Optional and left out, as this tree has no place for it: {', '.join(state.left_out)}. "
+            f"Optional parts left out because this tree has no place for them: {', '.join(state.left_out)}. "
             "Results are the same; llama-server waits more often."
         )
 

@@ -1,4 +1,4 @@
-"""Running a long external command: output to a log file and, line by line, to whoever watches."""
+"""Running a long external command: output goes to a log file and, line by line, to a callback."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from turboprefill.tools.errors import ToolError
 
-__all__ = ["Captured", "CommandFailedError", "capture", "children_end", "run"]
+__all__ = ["CommandFailedError", "CommandOutput", "children_end", "output_of", "run"]
 
 _TAIL = 15  # lines quoted when a command fails
 _PATIENCE = 5.0  # seconds between asking a process group to end and ending it
@@ -35,7 +37,7 @@ class CommandFailedError(ToolError):
 
 
 @dataclass(frozen=True)
-class Captured:
+class CommandOutput:
     """What a short command printed; ``code`` is None if it did not start or did not end in time."""
 
     code: int | None
@@ -43,7 +45,7 @@ class Captured:
     stderr: str
 
 
-def capture(*command: str, timeout: float = 20) -> Captured:
+def output_of(*command: str, timeout: float = 20) -> CommandOutput:
     """Run a short command and never raise."""
     try:
         done = subprocess.run(
@@ -56,8 +58,8 @@ def capture(*command: str, timeout: float = 20) -> Captured:
             stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Captured(None, "", str(error))
-    return Captured(done.returncode, done.stdout, done.stderr)
+        return CommandOutput(None, "", str(error))
+    return CommandOutput(done.returncode, done.stdout, done.stderr)
 
 
 def run(
@@ -142,7 +144,7 @@ class _Log:
 def children_end() -> Iterator[None]:
     """When Ctrl-C passes: processes that were started inside have ended before it goes on.
 
-    For libraries that start programs and forget them then. It looks into /proc, so on Linux only.
+    For libraries that start programs and forget them then.
     """
     before = _descendants()
     try:
@@ -151,27 +153,25 @@ def children_end() -> Iterator[None]:
         until = time.monotonic() + _PATIENCE
         while left := _descendants() - before:
             late = time.monotonic() > until
-            for pid in left:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+            for process in left:
+                with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+                    process.send_signal(signal.SIGKILL if late else signal.SIGTERM)
             if late:
                 break
             time.sleep(0.02)
         raise
 
 
-def _descendants() -> set[int]:
+def _descendants() -> set[psutil.Process]:
     """Processes that descend from this one and still run."""
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
-            if state != "Z":
-                parents[int(stat.parent.name)] = int(parent)
-    found = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {os.getpid()}
+    return {process for process in psutil.Process().children(recursive=True) if _runs(process)}
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -1,4 +1,4 @@
-"""How long-running work tells what it is doing, without knowing who is looking."""
+"""How long-running work reports its progress, without knowing how it is displayed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Advance = Callable[[float, "float | None"], None]
 
 
 class Progress(Protocol):
-    """Receives what a running operation has to say."""
+    """Receives the progress of a running operation."""
 
     def note(self, message: str) -> None:
         """A sentence that stays visible."""

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from turboprefill.tools import gitrepo
 from turboprefill.tools.archives import ARCHIVE_SUFFIXES, extract_tree
-from turboprefill.tools.download import fetch_sdist
 from turboprefill.tools.errors import DownloadError, RefusedError, ToolError
 from turboprefill.tools.hooktext import sha256_lf
 from turboprefill.tools.pins import Base, Pins, load_pins
@@ -68,7 +67,7 @@ def checkout(
 
     Raises:
         RefusedError: ``dest`` holds something else.
-        DownloadError: no network source delivered.
+        DownloadError: no network source worked.
         ToolError: a local source cannot be used, or the version is not known there.
     """
     progress, pins = progress or Silent(), pins or load_pins()
@@ -98,7 +97,7 @@ def _existing(dest: Path, base: Base | None, commit: str | None, local: Path | N
     try:
         tree = Tree(dest)
     except RefusedError as error:
-        msg = f"{dest} is not empty, and it is not llama.cpp; nothing was changed. Choose another folder, or remove it."
+        msg = f"{dest} is not empty and not a llama.cpp tree; nothing was changed. Choose another folder, or remove it."
         raise RefusedError(msg) from error
     found = _known_base(tree, pins)
     head, message = tree.head_commit(), tree.head_message()
@@ -148,14 +147,14 @@ def _known_base(tree: Tree, pins: Pins) -> Base | None:
 
 
 def _verify(tree: Path, base: Base | None, pins: Pins) -> Base | None:
-    """Check a new tree against the pins, whoever delivered it."""
+    """Check a new tree against the pins, whatever its source."""
     wrong = []
     for name, digest in (base.files if base else {}).items():
         path = tree / name
         if not path.is_file() or sha256_lf(path.read_bytes()) != digest:
             wrong.append(name)
     if wrong:
-        msg = f"the source does not hold llama.cpp {base}: {', '.join(wrong)} not as pinned. Nothing was kept."
+        msg = f"the source does not contain llama.cpp {base}: {', '.join(wrong)} not as pinned. Nothing was kept."
         raise ToolError(msg)
     return base or _known_base(Tree(tree), pins)
 
@@ -173,15 +172,15 @@ def _from_network(
             failed.append(f"{name}: {error}")
             _empty(dest)
             if source == "auto" and name == "git":
-                progress.note(f"{error}; taking the source archive from the package index instead")
+                progress.note(f"{error}; using the source archive from the package index instead")
     if len(failed) == 1:
         raise DownloadError(failed[0])
-    raise DownloadError("no source delivered llama.cpp:\n  " + "\n  ".join(failed))
+    raise DownloadError("llama.cpp could not be fetched from any source:\n  " + "\n  ".join(failed))
 
 
 def _from_git(base: Base | None, commit: str | None, dest: Path, pins: Pins, progress: Progress) -> str:
     if not gitrepo.git_available():
-        raise DownloadError("there is no git program; install git, or use --from pypi")
+        raise DownloadError("git was not found; install git, or use --from pypi")
     wanted = base.commit if base else commit or ""
     if not base and 7 <= len(wanted) < 40 and all(c in "0123456789abcdef" for c in wanted):
         msg = f"commit {wanted} is abbreviated; expected all 40 digits, a tag, or one of {pins.known()}"
@@ -195,6 +194,8 @@ def _from_index(base: Base | None, commit: str | None, dest: Path, pins: Pins, p
         raise DownloadError(
             f"no archive is known for {commit}; known versions are {pins.known()}. Use --from git for others."
         )
+    from turboprefill.tools.download import fetch_sdist  # here: it loads requests, which only downloads need
+
     sdist = base.sdist
     archive = fetch_sdist(sdist, progress)
     with progress.task(f"unpacking {sdist.filename}") as advance:
@@ -245,7 +246,7 @@ def _record(tree: Path, message: str, progress: Progress) -> None:
     if gitrepo.git_available():
         gitrepo.record_tree(tree, message, progress)
     else:
-        progress.note("there is no git program, so the tree is not a git repository; everything else works")
+        progress.note("git was not found, so the tree is not a git repository; everything else works")
 
 
 @contextlib.contextmanager
@@ -255,7 +256,7 @@ def _beside(dest: Path) -> Iterator[Path]:
         dest.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
     except OSError as error:
-        raise ToolError(f"cannot write in {dest.parent}: {error.strerror}. Choose another folder.") from error
+        raise ToolError(f"cannot write to {dest.parent}: {error.strerror}. Choose another folder.") from error
     try:
         mask = os.umask(0)
         os.umask(mask)

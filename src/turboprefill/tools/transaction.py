@@ -1,4 +1,4 @@
-"""All changes to a tree, or none: also when the disk is full, or somebody presses Ctrl-C in between."""
+"""All changes to a tree, or none: even if the disk is full, or Ctrl-C is pressed in between."""
 
 from __future__ import annotations
 
@@ -86,14 +86,14 @@ def transaction(root: Path) -> Iterator[Transaction]:
     """Change files below ``root``; on any exception, Ctrl-C included, the tree is what it was before.
 
     Raises:
-        RefusedError: somebody else is changing this tree now, or it cannot be written.
+        RefusedError: another process is changing this tree, or it cannot be written.
     """
     with _lock(root):
         _drop_leftovers(root)
         try:
             aside = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
         except OSError as error:
-            msg = f"cannot write in {root}: {error.strerror}. Nothing was changed. Check its owner and mount."
+            msg = f"cannot write to {root}: {error.strerror}. Nothing was changed. Check its owner and mount."
             raise RefusedError(msg) from error
         changes = Transaction(root, aside)
         try:
@@ -125,7 +125,7 @@ def _lock(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            msg = f"another turboprefill command is changing {root}. Wait until it is done, then try again."
+            msg = f"another turboprefill command is changing {root}. Wait until it has finished, then try again."
             raise RefusedError(msg) from error
         yield
     finally:

@@ -54,7 +54,7 @@ class Tree:
         missing = [name for name in _LANDMARKS if not (self.root / name).exists()]
         if missing:
             msg = (
-                f"{root} is not a llama.cpp tree: it has no {', '.join(missing)}. "
+                f"{root} is not a llama.cpp tree: {', '.join(missing)} not found. "
                 f"Give the folder that holds llama.cpp's top CMakeLists.txt, or get one: turboprefill checkout NEW_DIR"
             )
             raise RefusedError(msg)
@@ -89,7 +89,7 @@ class Tree:
         except FileNotFoundError:
             return None
         except OSError as error:
-            msg = f"cannot read {path}: {error.strerror}. Nothing was changed. Check who owns the tree."
+            msg = f"cannot read {path}: {error.strerror}. Nothing was changed. Check the tree's owner and permissions."
             raise RefusedError(msg) from error
 
     def marked_files(self) -> Iterator[tuple[str, bytes]]:

@@ -23,7 +23,7 @@ class FileState:
         role: "hooked" (upstream's, gets lines) or "own".
         state: hooked: "untouched", "installed", "incomplete" (some of our lines), "other lines", "missing";
             own: "installed", "other version", "edited", "missing".
-        local_edits: somebody changed it by hand.
+        local_edits: it was edited by hand.
     """
 
     path: str
@@ -65,6 +65,11 @@ class TreeState:
         """Files with local edits."""
         return tuple(file.path for file in self.files if file.local_edits)
 
+    @property
+    def present(self) -> bool:
+        """Whether anything of TurboPrefill is in the tree, of whichever version."""
+        return any(file.state not in ("untouched", "missing") for file in self.files)
+
     def as_json(self, overlay: Overlay) -> dict[str, Any]:
         """For ``status --json``; the keys are an interface."""
         base = self.match.base
@@ -94,7 +99,7 @@ class TreeState:
 
 
 def inspect_tree(tree: Tree, overlay: Overlay, pins: Pins | None = None) -> TreeState:
-    """Look at a tree.
+    """Determine the state of a tree.
 
     Raises:
         RefusedError: a file that matters cannot be read, or lies outside of the tree.
