@@ -56,7 +56,7 @@ use_test_venv() {
     say "installing cmake and ninja into $venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check cmake ninja
   fi
-  export PYTHONPATH=$PWD/src:$PWD/tests PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1
+  export PYTHONPATH=$PWD/src:$PWD/tests:$PWD/tests/helpers PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1
   for folder in "$@"; do
     PYTHONPATH+=:$PWD/$folder
   done
