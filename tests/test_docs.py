@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OVERLAY = ROOT / "overlay"
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 ENGINE = [path for path in sorted(OVERLAY.rglob("*")) if path.suffix in (".cpp", ".inc", ".h")]
 
 STRING = r'"((?:[^"\\]|\\.)+)"'
