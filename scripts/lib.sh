@@ -43,20 +43,28 @@ make_venv() {
   fi
 }
 
-# use_test_venv [FOLDER...]: $venv, the environment that scripts/test makes, with cmake and ninja; Python finds this tree's own
-# files, not those that were installed from it some time ago, and modules in these folders.
+# use_test_venv PROGRAM...: $venv becomes the environment that scripts/test makes, or the one that VENV names; stops if one
+# of these programs is missing there.
 use_test_venv() {
-  local folder
+  local program
   venv=${VENV:-.venv-test}
-  if [[ ! -x $venv/bin/python ]]; then
-    die "$venv is missing: run scripts/test first"
-  fi
+  for program in "$@"; do
+    if [[ ! -x $venv/bin/$program ]]; then
+      die "there is no $venv/bin/$program: run scripts/test first"
+    fi
+  done
+}
+
+# use_source_tree FOLDER...: after use_test_venv; Python imports this tree's own package, not the one that was installed
+# from it some time ago, and the modules in these folders. cmake and ninja are on PATH.
+use_source_tree() {
+  local folder
   PATH=$(cd "$venv/bin" && pwd):$PATH
   if ! have_any cmake || ! have_any ninja; then
     say "installing cmake and ninja into $venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check cmake ninja
   fi
-  export PYTHONPATH=$PWD/src:$PWD/tests PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1
+  export PYTHONPATH=$PWD/src PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1
   for folder in "$@"; do
     PYTHONPATH+=:$PWD/$folder
   done

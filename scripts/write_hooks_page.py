@@ -19,7 +19,7 @@ INTRODUCTION = """\
 # Inserted lines
 
 Every line that TurboPrefill inserts into llama.cpp's files, in the order of the source, and why.
-Written by `scripts/write_hooks_page.py` from `overlay/hooks.json`; [the overlay](../overlay/README.md) explains what a hook is.
+`scripts/write_hooks_page.py` writes this page from `overlay/hooks.json`; see [the overlay](../overlay/README.md).
 """
 
 

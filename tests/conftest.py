@@ -19,9 +19,9 @@ Endpoints = Callable[[int], list[str]]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of our own."""
-    parser.addoption("--devices", help="devices for tests/test_equivalence.py, such as CUDA0,CUDA1,CUDA2")
-    parser.addoption("--random-seconds", type=float, default=0, help="how long tests/test_random.py makes examples")
-    parser.addoption("--random-seed", type=int, default=0, help="the seed that tests/test_random.py begins with")
+    parser.addoption("--devices", help="devices for tests/test_overlay_equivalence.py, such as CUDA0,CUDA1,CUDA2")
+    parser.addoption("--random-seconds", type=float, default=0, help="how long test_overlay_random.py makes examples")
+    parser.addoption("--random-seed", type=int, default=0, help="the seed that test_overlay_random.py begins with")
 
 
 def pytest_configure() -> None:

@@ -7,11 +7,11 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import damagedmodels
 import turboprefill as tp
 
 PROMPT = list(range(10, 60))
@@ -21,8 +21,7 @@ OPTIONS = {"n_ctx": 256, "n_ubatch": 16, "n_threads": 1}
 @pytest.mark.timeout(180)
 def test_a_damaged_file_is_refused_by_name_or_harmless(model_file) -> None:
     """Where llama.cpp would end the process, we look before it does: cpp/checkfile.cpp."""
-    script = Path(__file__).with_name("damagedmodels.py")
-    command = [sys.executable, str(script), str(model_file("tiny", n_layers=2))]
+    command = [sys.executable, damagedmodels.__file__, str(model_file("tiny", n_layers=2))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     outcomes = json.loads(done.stdout)

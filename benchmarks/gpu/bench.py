@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import re
 import sys
@@ -18,11 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "common"))
+
 import machine
 import process
 from arms import ALL, ARMS, MODELS, SMALL, Case, ModelSpec, cases
 from builds import REPOSITORY, BuildFailedError, Builds, build, unpack
 from plan import Budget, Run, estimate, runs
+from resultfile import write_document
 from results import Records, check
 from split import balanced_shares
 from table import render
@@ -245,7 +247,7 @@ def main() -> int:
             say(note)
             notes.append(note)
         document = {"config": config, "results": records.finished(), "notes": notes}
-        path.write_text(json.dumps(document, indent=1))  # each time: whoever ends us early keeps the rest
+        write_document(path, document)  # each time, so that an interrupted run keeps what it measured
     if not document:
         return 0
     say(f"wrote {path}")

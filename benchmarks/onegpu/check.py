@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "common"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "server"))
 
 import traffic
 from llama_server import server
+from resultfile import write_document
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DRIVER = REPOSITORY / "benchmarks" / "gpu" / "driver.cpp"
@@ -323,7 +325,7 @@ def main() -> int:
     if "traffic" in steps:
         results["traffic"] = check_traffic(options, libraries)
     if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        write_document(options.out, results)
     rows = [*results.get("waits", []), *results.get("sanitizer", [])]
     good = all(row["good"] for row in rows) and results.get("traffic", {"good": True})["good"]
     say("all good" if good else "something is wrong, see FAIL above")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import statistics
 import sys
@@ -22,8 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "common"))
+
 import numpy as np
 
+from resultfile import write_document
 from turboprefill import Model, synth, virtual
 from turboprefill.planner import DoesNotFitError, Needs, make_plan, read_facts
 from turboprefill.planner.calibrate import calibrate
@@ -142,8 +144,7 @@ def report(
     if options.out:
         facts = {"slow": options.slow, "memory_gb": options.memory_gb, "layers": options.layers, "us": options.us}
         rest = {"prompt": options.prompt, "ubatch": options.ubatch, "rounds": options.rounds}
-        text = json.dumps({**facts, **rest, "identical": same, "ratios": ratios}, indent=1)
-        options.out.write_text(text + "\n", encoding="utf-8")
+        write_document(options.out, {**facts, **rest, "identical": same, "ratios": ratios})
     return 0 if same else 1
 
 

@@ -2,7 +2,7 @@
 
 `python3 benchmarks/server/mix.py BIN MODEL LIBRARY`: BIN is the build/bin of a patched llama.cpp, MODEL a small model
 (`turboprefill make-model tiny model.gguf`), LIBRARY the backend with virtual devices, built against that llama.cpp.
-It prints one JSON object for each path:
+It prints one JSON object for each path, and `--out FILE` writes them as a results file:
 
   alone       tokens/s of one prompt while nothing else goes on
   beside      the same while another user generates
@@ -29,7 +29,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "common"))
+
 from llama_server import LlamaServer, complete, prompt, request, server
+from resultfile import write_document
 
 _N_USERS, _N_USER_PROMPT = 8, 200
 _SPLIT_US = 1000
@@ -109,6 +112,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="prompts of which the median counts")
     parser.add_argument("--modes", default="0,1", help="values of TURBOPREFILL (default: %(default)s)")
     parser.add_argument("--port", type=int, default=18450)
+    parser.add_argument("--out", type=Path, help="also write a results file")
     parser.add_argument("--server-args", default="", help="more options for llama-server, separated by blanks")
     return parser.parse_args()
 
@@ -123,6 +127,8 @@ def main() -> int:
     stage = (o.ubatch * o.us_per_token + _SPLIT_US) / 1e6
     bound = o.prompt / ((-(-o.prompt // o.ubatch) + o.devices - 1) * stage)
     given = {"devices": o.devices, "peer": o.peer, "ubatch": o.ubatch, "batch": o.batch, "prompt": o.prompt}
+    config = {"model": o.model.stem, "n_cores": os.cpu_count()}
+    rows = []
     for i, mode in enumerate(o.modes.split(",")):
         environment = {
             "TURBOPREFILL": mode,
@@ -137,9 +143,11 @@ def main() -> int:
         ):
             found = measure(running, o.prompt, o.rounds)
         reuse = "LLAMA_GRAPH_REUSE_DISABLE" not in os.environ
-        row = {"turboprefill": mode, **given, "graph_reuse": reuse, **found, "bound": round(bound, 1)}
-        sys.stdout.write(json.dumps(row) + "\n")
+        rows.append({"turboprefill": mode, **given, "graph_reuse": reuse, **found, "bound": round(bound, 1)})
+        sys.stdout.write(json.dumps(rows[-1]) + "\n")
         sys.stdout.flush()
+        if o.out:
+            write_document(o.out, {"config": config, "results": rows})
     return 0
 
 

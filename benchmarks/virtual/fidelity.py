@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import multiprocessing
 import os
 import sys
@@ -18,12 +17,15 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "common"))
+
 from gguf import GGMLQuantizationType
 from rich.console import Console
 from rich.table import Table
 
 import turboprefill
 from measured import MACHINES, Arm, Machine
+from resultfile import write_document
 from turboprefill import Context, Model, synth, virtual
 from turboprefill.synth.archs import Shape
 
@@ -181,7 +183,7 @@ def main() -> int:
             "ubatches": arguments.ubatches,
             "load_average": [round(load, 1) for load in os.getloadavg()],
         }
-        arguments.json.write_text(json.dumps({"config": config, "machines": reports}, indent=1) + "\n")
+        write_document(arguments.json, {"config": config, "machines": reports})
     return 0 if all(report["logits_identical"] for report in reports) else 1
 
 

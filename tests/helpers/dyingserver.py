@@ -1,4 +1,4 @@
-"""Run as a program by test_health.py: a prompt, in the middle of which an RPC server is ended."""
+"""Run as a program by tests/test_overlay_health.py: a prompt, in the middle of which an RPC server is ended."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """A long run of mixed work on virtual devices: does anything pile up? `scripts/soak` runs it.
 
-A round makes a standard and a pipelined context, lets tests/randomrig.py do random steps on both (prompts, copies and
-shifts of sequences, saved states, aborts, failing devices, the switch, other contexts of the same model), and closes
-everything. From time to time the models are loaded again, and two threads work at once. After some rounds the counters
-are read. Handles must be what they were after the first rounds, exactly; resident memory may grow by a bound.
+A round makes a standard and a pipelined context, lets tests/helpers/randomrig.py do random steps on both (prompts,
+copies and shifts of sequences, saved states, aborts, failing devices, the switch, other contexts of the same model),
+and closes everything. From time to time the models are loaded again, and two threads work at once. After some rounds
+the counters are read. Handles must be what they were after the first rounds, exactly; resident memory may grow by a
+bound.
 """
 
 from __future__ import annotations

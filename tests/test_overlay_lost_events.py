@@ -14,16 +14,17 @@ from typing import Any
 
 import pytest
 
+import lostevents
 from lostevents import UBATCH
 from virtualdevices import N
 
-PROGRAM = Path(__file__).parent / "lostevents.py"
+PROGRAM = lostevents.__file__
 
 pytestmark = [pytest.mark.timeout(150), pytest.mark.usefixtures("peer_copies")]
 
 
 def run(model: Path, device: int, turboprefill: bool) -> list[dict[str, Any]]:
-    command = [sys.executable, str(PROGRAM), str(model), str(device), str(int(turboprefill))]
+    command = [sys.executable, PROGRAM, str(model), str(device), str(int(turboprefill))]
     environment = {**os.environ, "TURBOPREFILL_WATCHDOG_S": "0.2"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr

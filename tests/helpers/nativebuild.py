@@ -15,7 +15,7 @@ from turboprefill.tools.patcher import install
 from turboprefill.tools.progress import Progress
 from turboprefill.tools.sources import checkout
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # options that the commands share
 TreeOption = Annotated[

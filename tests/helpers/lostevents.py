@@ -1,4 +1,4 @@
-"""Run as a program by test_virtual_lost.py: contexts that wait for an event that never comes.
+"""Run as a program by tests/test_overlay_lost_events.py: contexts that wait for an event that never comes.
 
 It prints a line of JSON for each case. A case that hangs is ended by who runs it.
 """

@@ -10,10 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
+import dyingserver
 from turboprefill import Context, Model
 from turboprefill.demo.workers import RpcWorkers
 from turboprefill.stats import Health
@@ -22,7 +22,7 @@ from virtualdevices import OPTIONS, N, configure, only, result, tokens
 N_UBATCH = 8
 PROMPT = tokens(12 * N_UBATCH)
 SETTINGS = {**OPTIONS, "n_ubatch": N_UBATCH}
-DYING = Path(__file__).parent / "dyingserver.py"
+DYING = dyingserver.__file__
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -124,7 +124,7 @@ def test_a_server_that_is_stopped_is_named_until_it_goes_on(model_file) -> None:
 def test_a_server_that_ends_is_named_before_the_process_ends(model_file) -> None:
     with RpcWorkers(2) as workers:
         endpoints = workers.endpoints
-        command = [sys.executable, str(DYING), str(model_file("tiny")), str(workers.pids[1]), *endpoints]
+        command = [sys.executable, DYING, str(model_file("tiny")), str(workers.pids[1]), *endpoints]
         done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == -signal.SIGABRT, done.stdout + done.stderr
     assert f"TurboPrefill: RPC server {endpoints[1]} does not answer any more" in done.stderr

@@ -1,4 +1,4 @@
-"""A standard and a pipelined context for tests/test_random.py: makes each step on both, and compares."""
+"""A standard and a pipelined context for tests/test_overlay_random.py: makes each step on both, and compares."""
 
 from __future__ import annotations
 
