@@ -25,7 +25,7 @@ from turboprefill.planner.links import link_from
 from turboprefill.planner.predict import HOST, host_of
 from turboprefill.planner.presets import preset_facts
 from turboprefill.planner.simulate import Host, Link, Machine, Standard, simulate
-from turboprefill.planner.split import layers_of
+from turboprefill.planner.split import layers_per_device
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -137,7 +137,7 @@ def predicted(row: Row, blocking: float = BLOCKING) -> float:
     """Seconds."""
     facts = facts_of(row.model, row.n_layer)
     stages, first = [], 0
-    for count in layers_of(row.shares, row.n_layer):
+    for count in layers_per_device(row.shares, row.n_layer):
         stages.append(total(layer_cost(layer, REFERENCE) for layer in facts.layers[first : first + count]))
         first += count
     turbo = "turbo" in row.arm

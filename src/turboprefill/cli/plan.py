@@ -14,7 +14,7 @@ from rich.table import Table
 from turboprefill.cli.console import err, out
 
 if TYPE_CHECKING:
-    from turboprefill.planner import ModelFacts, Needs, Place, Plan
+    from turboprefill.planner import DeviceSpec, ModelFacts, Needs, Plan
 
 __all__ = ["register"]
 
@@ -63,14 +63,14 @@ def plan(
     facts = load_facts(model)
     ubatch = ubatch_option(n_ubatch)
     needs = Needs(n_ctx, min(ubatch or _UBATCH, n_ctx), n_seq_max, type_k, type_v)
-    places = find_places(model, facts, devices, rpc, calibrate=calibrate)
-    made = make_plan(facts, places, needs, prompt)
+    specs = find_devices(model, facts, devices, rpc, calibrate=calibrate)
+    made = make_plan(facts, specs, needs, prompt)
     if ubatch is None:
         needs = replace(needs, n_ubatch=best_ubatch(made, needs.n_ubatch))
-        made = make_plan(facts, places, needs, prompt)
-    usual = default_plan(facts, places, needs, made.n_prompt)
+        made = make_plan(facts, specs, needs, prompt)
+    usual = default_plan(facts, specs, needs, made.n_prompt)
     if as_json:
-        table = [place.as_row() for place in places]  # which --devices takes again
+        table = [spec.as_row() for spec in specs]  # which --devices takes again
         typer.echo(
             json.dumps({"model": facts.name, **made.as_json(), "default": usual.as_json(), "devices": table}, indent=2)
         )
@@ -102,14 +102,14 @@ def ubatch_option(text: str) -> int | None:
     return int(text)
 
 
-def find_places(
+def find_devices(
     model: str, facts: ModelFacts, devices: str | None, rpc: str | None, *, calibrate: bool = False
-) -> list[Place]:
+) -> list[DeviceSpec]:
     """The devices that the options mean, with measured speeds where there are any."""
     from turboprefill.planner import calibrate as calibration
-    from turboprefill.planner.resolve import described_places, live_devices
+    from turboprefill.planner.resolve import described_devices, live_devices
 
-    described = described_places(devices) if devices else None
+    described = described_devices(devices) if devices else None
     if described is not None:
         if calibrate or rpc:
             raise typer.BadParameter("--calibrate and --rpc need devices that are there, not a description of some")
@@ -118,13 +118,13 @@ def find_places(
     endpoints = [part.strip() for part in (rpc or "").split(",") if part.strip()]
     found = live_devices(names, endpoints)
     if not Path(model).is_file():
-        from turboprefill.planner.places import from_devices
+        from turboprefill.planner.device_spec import from_devices
 
         return from_devices(found)
     if calibrate:
         with err.status("measuring"):
             return calibration.calibrate(Path(model), facts, found, lambda text: err.print(escape(text)))
-    return calibration.cached_places(Path(model), found)
+    return calibration.cached_devices(Path(model), found)
 
 
 def _gb(n: int | None) -> str:

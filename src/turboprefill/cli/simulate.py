@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from turboprefill.cli.console import err, out
-from turboprefill.cli.plan import find_places, load_facts, ubatch_option
+from turboprefill.cli.plan import find_devices, load_facts, ubatch_option
 
 if TYPE_CHECKING:
-    from turboprefill.planner import Place
+    from turboprefill.planner import DeviceSpec
     from turboprefill.planner.predict import Point
     from turboprefill.planner.simulate import Link
 
@@ -65,7 +65,7 @@ def simulate(
 
     if sweep is not None and sweep not in _SWEEPS:
         raise typer.BadParameter(f"--sweep is {sweep!r}: expected one of {', '.join(_SWEEPS)}")
-    facts, places = load_facts(model), find_places(model, load_facts(model), devices, rpc)
+    facts, specs = load_facts(model), find_devices(model, load_facts(model), devices, rpc)
     way = _table_link(devices) if link is None else None
     way = way or link_from(link or "pcie4x16", latency_us, None if peer is None else not peer)
     ubatch = ubatch_option(n_ubatch)
@@ -73,26 +73,24 @@ def simulate(
     if sweep == "gpus":
         from turboprefill.planner.predict import sweep_devices
 
-        points = sweep_devices(facts, places, way, prompt, max(most, len(places)), needs=needs, n_ubatch=ubatch)
+        points = sweep_devices(facts, specs, way, prompt, max(most, len(specs)), needs=needs, n_ubatch=ubatch)
     elif sweep == "prompt":
-        points = [predict(facts, places, way, n, needs=needs, n_ubatch=ubatch) for n in _PROMPTS]
+        points = [predict(facts, specs, way, n, needs=needs, n_ubatch=ubatch) for n in _PROMPTS]
     elif sweep == "ubatch":
         from turboprefill.planner.ubatch import SIZES
 
         sizes = [size for size in SIZES if size <= prompt]
-        points = [predict(facts, places, way, prompt, needs=needs, n_ubatch=size) for size in sizes]
+        points = [predict(facts, specs, way, prompt, needs=needs, n_ubatch=size) for size in sizes]
     else:
-        points = [predict(facts, places, way, prompt, needs=needs, n_ubatch=ubatch)]
+        points = [predict(facts, specs, way, prompt, needs=needs, n_ubatch=ubatch)]
     if as_json:
         rows = [{**asdict(point), "tok_per_s": point.speed} for point in points]
-        sources = sorted({place.source for place in places})
+        sources = sorted({spec.source for spec in specs})
         typer.echo(json.dumps({"model": facts.name, "link": asdict(way), "sources": sources, "points": rows}, indent=2))
     else:
-        _show(facts.name, places, way, points, sweep)
+        _show(facts.name, specs, way, points, sweep)
         if sweep is None and points[0].seconds:
-            more = predict(
-                facts, [*places, replace(places[-1], name="more")], way, prompt, needs=needs, n_ubatch=ubatch
-            )
+            more = predict(facts, [*specs, replace(specs[-1], name="more")], way, prompt, needs=needs, n_ubatch=ubatch)
             out.print(f"one more device like the last: {more.speed / points[0].speed:.2f}x")
     if out_file is not None:
         _draw(out_file, facts.name, points, sweep)
@@ -100,23 +98,23 @@ def simulate(
 
 
 def _table_link(devices: str | None) -> Link | None:
+    from turboprefill.planner.descriptions import read_table
     from turboprefill.planner.links import link_from_table
-    from turboprefill.planner.places import read_table
 
     return link_from_table(read_table(Path(devices))) if devices and Path(devices).is_file() else None
 
 
-def _timed(places: list[Place]) -> bool:
-    return all(place.timed for place in places)
+def _timed(devices: list[DeviceSpec]) -> bool:
+    return all(device.timed for device in devices)
 
 
-def _show(name: str, places: list[Place], way: Link, points: list[Point], sweep: str | None) -> None:
+def _show(name: str, devices: list[DeviceSpec], way: Link, points: list[Point], sweep: str | None) -> None:
     from turboprefill.planner.predict import pays_until
 
     through = "through host memory" if way.staged else "directly"
     out.print(f"[bold]model[/] {escape(name)}   [bold]link[/] {way.bandwidth / 1e9:,.1f} GB/s, {through}")
-    out.print(f"[dim]speeds: {escape('; '.join(dict.fromkeys(place.source for place in places)))}[/]")
-    out.print(_table(points, timed=_timed(places)))
+    out.print(f"[dim]speeds: {escape('; '.join(dict.fromkeys(device.source for device in devices)))}[/]")
+    out.print(_table(points, timed=_timed(devices)))
     out.print(
         "[dim]device, host: how busy the slowest device and the host are; "
         "llama.cpp: its own path with its default split[/]"

@@ -124,21 +124,21 @@ def planned(
     None too if nothing was found to fit: estimates are on the safe side, so llama.cpp may try its own.
     """
     from turboprefill.planner import DoesNotFitError, Needs, make_plan, read_facts
-    from turboprefill.planner.calibrate import cached_places
+    from turboprefill.planner.calibrate import cached_devices
     from turboprefill.planner.plan import best_ubatch, default_plan
     from turboprefill.planner.resolve import live_devices
 
     devices = live_devices(names, endpoints or [])
     if len(devices) < 2:
         return None
-    facts, places = read_facts(model), cached_places(model, devices)
+    facts, specs = read_facts(model), cached_devices(model, devices)
     needs = Needs(n_ctx=n_prompt, n_ubatch=UBATCH_MAX)
     try:
-        plan = make_plan(facts, places, needs)
+        plan = make_plan(facts, specs, needs)
     except DoesNotFitError as error:
         note(f"no plan for the layers: {error}")
         return None
-    usual = default_plan(facts, places, needs, n_prompt)
+    usual = default_plan(facts, specs, needs, n_prompt)
     differs = [stage.n_layers for stage in usual.stages] != [stage.n_layers for stage in plan.stages]
     return Choice([float(share) for share in plan.tensor_split], best_ubatch(plan, UBATCH_MAX), differs)
 

@@ -18,17 +18,17 @@ import numpy as np
 
 from turboprefill.paths import cache_dir
 from turboprefill.planner.cost import Rates, layer_cost, total
+from turboprefill.planner.device_spec import DeviceSpec, from_devices
 from turboprefill.planner.errors import PlanError
 from turboprefill.planner.facts import Layer, ModelFacts
 from turboprefill.planner.fit import Sample, fit_rates
 from turboprefill.planner.memory import Needs
-from turboprefill.planner.places import Place, from_devices
 from turboprefill.planner.plan import Plan, make_plan
 
 if TYPE_CHECKING:
     from turboprefill import Context, Device, Model
 
-__all__ = ["cached_places", "calibrate"]
+__all__ = ["cached_devices", "calibrate"]
 
 SIZES = ((128, 8), (512, 5))  # tokens of a ubatch, and how many of them
 _REPEATS = 3
@@ -59,14 +59,14 @@ def _file(path: Path, devices: Sequence[Device]) -> Path:
     return cache_dir() / "planner" / f"{_key(path, devices)}.json"
 
 
-def cached_places(path: Path, devices: Sequence[Device]) -> list[Place]:
+def cached_devices(path: Path, devices: Sequence[Device]) -> list[DeviceSpec]:
     """The devices with the speeds that were measured for this model; those of :func:`from_devices` if none were."""
-    places = from_devices(devices)
+    specs = from_devices(devices)
     try:
         rates = json.loads(_file(path, devices).read_text(encoding="utf-8"))["rates"]
-        return [replace(place, rates=Rates(**rates[place.name]), source=MEASURED) for place in places]
+        return [replace(spec, rates=Rates(**rates[spec.name]), source=MEASURED) for spec in specs]
     except (OSError, ValueError, KeyError, TypeError):
-        return places
+        return specs
 
 
 def calibrate(
@@ -77,7 +77,7 @@ def calibrate(
     *,
     sizes: Sequence[tuple[int, int]] = SIZES,
     **options: Any,
-) -> list[Place]:
+) -> list[DeviceSpec]:
     """Measure each device's speed with this model, and keep it in the cache.
 
     Takes as long as reading about 3,600 tokens four times, after loading the model, by default.
@@ -96,9 +96,9 @@ def calibrate(
     """
     from turboprefill import Model
 
-    places = from_devices(devices)
+    specs = from_devices(devices)
     n_ctx = max(size * count for size, count in sizes)
-    even = [replace(place, rates=places[0].rates) for place in places]
+    even = [replace(spec, rates=specs[0].rates) for spec in specs]
     plan = make_plan(facts, even, Needs(n_ctx=n_ctx, n_ubatch=max(size for size, _ in sizes)))
     if idle := [stage.device for stage in plan.stages if not stage.n_layers]:
         raise PlanError(f"there is nothing to measure on {idle[0]}: the model has too few layers for all devices")
@@ -112,9 +112,9 @@ def calibrate(
                 for device, p, seconds in _measure(context, model, size, count):
                     times[device][size, p].append(seconds)
     samples = {name: _samples(plan, facts.layers, name, times[name]) for name in names}
-    rates = fit_devices(samples, facts.layers, places[0].rates)
+    rates = fit_devices(samples, facts.layers, specs[0].rates)
     _keep(_file(path, devices), rates)
-    return [replace(place, rates=rates[place.name], source=MEASURED) for place in places]
+    return [replace(spec, rates=rates[spec.name], source=MEASURED) for spec in specs]
 
 
 def _measure(context: Context, model: Model, size: int, count: int) -> Iterator[tuple[str, int, float]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from turboprefill.planner.errors import PlanError
 from turboprefill.planner.facts import Layer, ModelFacts
 
-__all__ = ["Needs", "compute_bytes", "kv_bytes", "place_bytes", "state_bytes"]
+__all__ = ["Needs", "compute_bytes", "kv_bytes", "state_bytes", "unit_bytes"]
 
 _PAD = 256  # cells that llama.cpp rounds up to
 _OUTBOXES = 2  # regions that boundaries leave from on TurboPrefill's path
@@ -78,7 +78,7 @@ def output_bytes(facts: ModelFacts, needs: Needs) -> int:
     return facts.output_bytes + 4 * needs.n_ubatch * facts.n_vocab
 
 
-def place_bytes(facts: ModelFacts, needs: Needs) -> list[int]:
-    """Bytes of each layer, and of the output layer as the last place."""
+def unit_bytes(facts: ModelFacts, needs: Needs) -> list[int]:
+    """Bytes of each unit: of each layer, and last of the output."""
     layers = [layer.weight_bytes + kv_bytes(layer, needs) + state_bytes(layer, needs) for layer in facts.layers]
     return [*layers, output_bytes(facts, needs)]

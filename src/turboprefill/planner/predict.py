@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from turboprefill.planner.device_spec import DeviceSpec
 from turboprefill.planner.errors import DoesNotFitError
 from turboprefill.planner.facts import ModelFacts
 from turboprefill.planner.memory import Needs
-from turboprefill.planner.places import Place
 from turboprefill.planner.plan import Plan, best_ubatch, default_plan, make_plan
 from turboprefill.planner.simulate import Host, Link, Machine, Standard, simulate
 
@@ -63,7 +63,7 @@ def machine_of(facts: ModelFacts, plan: Plan, link: Link, host: Host | None = No
 
 def predict(
     facts: ModelFacts,
-    places: Sequence[Place],
+    devices: Sequence[DeviceSpec],
     link: Link,
     n_prompt: int,
     *,
@@ -74,7 +74,7 @@ def predict(
     """One prediction, with the best split of the layers.
 
     Args:
-        facts, places: the model and the devices.
+        facts, devices: the model and the devices.
         link: between neighbours.
         n_prompt: tokens of the prompt.
         needs: the context; by default one for the prompt. Its ubatch is replaced.
@@ -82,15 +82,15 @@ def predict(
     """
     needs = replace(needs or Needs(n_ctx=n_prompt), n_ubatch=n_ubatch or n_ubatch_max)
     try:
-        plan = make_plan(facts, places, needs, n_prompt)
+        plan = make_plan(facts, devices, needs, n_prompt)
         if n_ubatch is None:
             needs = replace(needs, n_ubatch=best_ubatch(plan, n_ubatch_max))
-            plan = make_plan(facts, places, needs, n_prompt)
+            plan = make_plan(facts, devices, needs, n_prompt)
     except DoesNotFitError as error:
-        return Point(len(places), n_prompt, needs.n_ubatch, missing=error.missing)
+        return Point(len(devices), n_prompt, needs.n_ubatch, missing=error.missing)
     machine = machine_of(facts, plan, link)
     done = simulate(machine, n_prompt, needs.n_ubatch)
-    usual = machine_of(facts, default_plan(facts, places, needs, n_prompt), link)
+    usual = machine_of(facts, default_plan(facts, devices, needs, n_prompt), link)
     rules = Standard(blocking=link.staged)
     theirs = simulate(replace(usual, host=Host()), n_prompt, needs.n_ubatch, rules).seconds
     return Point(
@@ -106,7 +106,7 @@ def predict(
 
 def sweep_devices(
     facts: ModelFacts,
-    places: Sequence[Place],
+    devices: Sequence[DeviceSpec],
     link: Link,
     n_prompt: int,
     most: int,
@@ -117,7 +117,7 @@ def sweep_devices(
     """Predictions for 1 to `most` devices: those given, and then more like the last one."""
     points = []
     for n in range(1, most + 1):
-        some = [*places[:n], *(replace(places[-1], name=f"more{i}") for i in range(n - len(places)))]
+        some = [*devices[:n], *(replace(devices[-1], name=f"more{i}") for i in range(n - len(devices)))]
         point = predict(facts, some, link, n_prompt, needs=needs, n_ubatch=n_ubatch)
         points.append(replace(point, n_devices=n))
     return points

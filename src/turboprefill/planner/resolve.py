@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from turboprefill.planner.descriptions import from_table, from_text, read_table
+from turboprefill.planner.device_spec import DeviceSpec
 from turboprefill.planner.errors import PlanError
-from turboprefill.planner.places import Place, from_table, from_text, read_table
 
 if TYPE_CHECKING:
     from turboprefill.device import Device
 
-__all__ = ["default_devices", "described_places", "live_devices"]
+__all__ = ["default_devices", "described_devices", "live_devices"]
 
 
-def described_places(text: str) -> list[Place] | None:
+def described_devices(text: str) -> list[DeviceSpec] | None:
     """Devices from a JSON file or a short description; None if `text` names devices of this process.
 
     Raises:

@@ -1,105 +1,45 @@
-"""The devices of a plan: those of this machine, or described by a table, or in short as in ``8x80GB``."""
+"""Devices that need not be here: described by a table, or in short as in ``8x80GB``."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from turboprefill.planner.cards import CARDS, UNKNOWN, card_of, find_card
 from turboprefill.planner.cost import Rates
+from turboprefill.planner.device_spec import DeviceSpec, card_source, mixed
 from turboprefill.planner.errors import PlanError
 
-if TYPE_CHECKING:
-    from turboprefill.device import Device
+__all__ = ["from_table", "from_text", "read_table"]
 
-__all__ = ["RELATIVE", "Place", "from_devices", "from_table", "from_text"]
-
-RELATIVE = "not measured: only ratios mean something"
-_HEADROOM = 0.02  # of a device's free memory is left: drivers and kernels take some later
 _UNITS = {"gb": 10**9, "gib": 2**30, "mb": 10**6, "mib": 2**20}
 _PART = re.compile(r"(?:(\d+)\s*x\s*)?([^@*]+?)(?:@([\d.]+))?", re.IGNORECASE)
 _MEMORY = re.compile(r"([\d.]+)\s*(gb|gib|mb|mib)", re.IGNORECASE)
 _KEYS = {"name", "count", "memory_gb", "speed", "card", "tflops", "bandwidth_gbs", "rates", "source"}
 
 
-@dataclass(frozen=True)
-class Place:
-    """A device that layers can be placed on.
-
-    Attributes:
-        name: as llama.cpp calls it, or as it was given.
-        memory: bytes that may be used; None if that is not known.
-        rates: its speed.
-        source: where the speed comes from, in words.
-    """
-
-    name: str
-    memory: int | None
-    rates: Rates = UNKNOWN
-    source: str = RELATIVE
-
-    @property
-    def timed(self) -> bool:
-        """Whether the rates are seconds, rather than ratios to the other devices."""
-        return self.source != RELATIVE
-
-    def as_row(self) -> dict[str, Any]:
-        """The device as a row of a table that :func:`from_table` reads."""
-        row: dict[str, Any] = {"name": self.name}
-        if self.memory is not None:
-            row["memory_gb"] = self.memory / 1e9
-        if self.timed:
-            return {**row, "rates": asdict(self.rates), "source": self.source}
-        return {**row, "speed": UNKNOWN.per_flop / self.rates.per_flop if self.rates.per_flop else 1.0}
-
-
-def from_devices(devices: Sequence[Device]) -> list[Place]:
-    """Devices of this machine, with the memory that is free now; speeds of cards that we know."""
-    places = []
-    for device in devices:
-        free = int(device.memory_free * (1 - _HEADROOM)) if device.memory_free or device.memory_total else None
-        card = find_card(device.description)
-        source = RELATIVE if card is None else _source(card.name, measured=card.measured)
-        places.append(Place(device.name, free, card.rates if card else UNKNOWN, source))
-    return _alike(places)
-
-
-def _alike(places: list[Place]) -> list[Place]:
-    """If one device's speed is unknown, seconds and ratios would be mixed: then all of them count as equally fast."""
-    return [replace(place, rates=UNKNOWN, source=RELATIVE) for place in places] if _mixed(places) else places
-
-
-def _mixed(places: list[Place]) -> bool:
-    return len({place.timed for place in places}) > 1
-
-
-def _said(places: list[Place]) -> list[Place]:
+def _described_alike(devices: list[DeviceSpec]) -> list[DeviceSpec]:
     """Devices whose speeds were said in the same way."""
-    if _mixed(places):
-        names = ", ".join(place.name for place in places if not place.timed)
+    if mixed(devices):
+        names = ", ".join(device.name for device in devices if not device.timed)
         raise PlanError(
             f"some devices are known cards, of {names} only a relative speed is known: name cards (or give tflops and "
             "bandwidth_gbs) for all devices, or for none"
         )
-    return places
+    return devices
 
 
-def _source(name: str, *, measured: bool, speed: float = 1.0) -> str:
-    text = f"{name}, measured" if measured else f"{name}, estimated from its data sheet"
-    return text if speed == 1 else f"{text}, times {speed:g}"
-
-
-def from_text(text: str) -> list[Place]:
+def from_text(text: str) -> list[DeviceSpec]:
     """Devices in short: ``8x80GB``, ``4xH200``, ``2x24GB,1x12GB@0.5``; a number after @ is a speed, 1 by default.
 
     Raises:
         PlanError: it cannot be understood.
     """
-    places: list[Place] = []
+    devices: list[DeviceSpec] = []
     for part in text.split(","):
         match = _PART.fullmatch(part.strip())
         if not match:
@@ -109,16 +49,16 @@ def from_text(text: str) -> list[Place]:
         card = find_card(what)
         if memory:
             size = int(float(memory[1]) * _UNITS[memory[2].lower()])
-            place = Place("", size, UNKNOWN.slower(1 / speed))
+            device = DeviceSpec("", size, UNKNOWN.slower(1 / speed))
         elif card:
-            source = _source(card.name, measured=card.measured, speed=speed)
-            place = Place("", card.memory, card.rates.slower(1 / speed), source)
+            source = card_source(card.name, measured=card.measured, speed=speed)
+            device = DeviceSpec("", card.memory, card.rates.slower(1 / speed), source)
         else:
             raise PlanError(_unknown(part))
         if not 0 < count <= 1024:
             raise PlanError(f"{part.strip()!r} means {count} devices: expected 1 to 1024")
-        places += [replace(place, name=f"GPU{len(places) + i}") for i in range(count)]
-    return _said(places)
+        devices += [replace(device, name=f"GPU{len(devices) + i}") for i in range(count)]
+    return _described_alike(devices)
 
 
 def _speed(value: Any, where: str) -> float:
@@ -139,7 +79,7 @@ def _unknown(part: str) -> str:
     )
 
 
-def from_table(data: Any) -> list[Place]:
+def from_table(data: Any) -> list[DeviceSpec]:
     """Devices from a table as JSON has it: a list of objects, or an object with that list as ``devices``.
 
     Each has ``memory_gb``, and its speed as one of: ``rates`` (of a calibration), ``card``, ``tflops`` with
@@ -151,23 +91,23 @@ def from_table(data: Any) -> list[Place]:
     rows = data.get("devices") if isinstance(data, Mapping) else data
     if not isinstance(rows, list) or not rows or not all(isinstance(row, Mapping) for row in rows):
         raise PlanError('the table of devices has no rows: expected {"devices": [{"memory_gb": 80}, ...]}')
-    places: list[Place] = []
+    devices: list[DeviceSpec] = []
     for row in rows:
         if unknown := set(row) - _KEYS:
             raise PlanError(f"unknown key {sorted(unknown)[0]!r} of a device: expected {', '.join(sorted(_KEYS))}")
         for _ in range(int(row.get("count", 1))):
-            name = str(row.get("name", f"GPU{len(places)}"))
-            places.append(_row(row, name))
-    return _said(places)
+            name = str(row.get("name", f"GPU{len(devices)}"))
+            devices.append(_row(row, name))
+    return _described_alike(devices)
 
 
-def _row(row: Mapping[str, Any], name: str) -> Place:
+def _row(row: Mapping[str, Any], name: str) -> DeviceSpec:
     speed = _speed(row.get("speed", 1), name)
     try:
         memory = None if row.get("memory_gb") is None else int(float(row["memory_gb"]) * 1e9)
         if "rates" in row:
             rates = Rates(**{key: float(value) for key, value in row["rates"].items()})
-            return Place(name, memory, rates.slower(1 / speed), str(row.get("source", "measured")))
+            return DeviceSpec(name, memory, rates.slower(1 / speed), str(row.get("source", "measured")))
         if "card" in row:
             card = find_card(str(row["card"]))
             if card is None:
@@ -175,13 +115,15 @@ def _row(row: Mapping[str, Any], name: str) -> Place:
         elif "tflops" in row:
             card = card_of(float(row["tflops"]), float(row["bandwidth_gbs"]), memory or 0, name)
         else:
-            return Place(name, memory, UNKNOWN.slower(1 / speed))
+            return DeviceSpec(name, memory, UNKNOWN.slower(1 / speed))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, PlanError):
             raise
         raise PlanError(f"device {name} is {dict(row)}: {error}") from error
     memory = card.memory if memory is None else memory
-    return Place(name, memory, card.rates.slower(1 / speed), _source(card.name, measured=card.measured, speed=speed))
+    return DeviceSpec(
+        name, memory, card.rates.slower(1 / speed), card_source(card.name, measured=card.measured, speed=speed)
+    )
 
 
 def read_table(path: Path) -> Any:
