@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from turboprefill import Context, InvalidInputError, Model
+from turboprefill.calibration import calibrate
 from turboprefill.planner import DoesNotFitError, from_text, read_facts
-from turboprefill.planner.calibrate import MEASURED, cached_devices, calibrate, fit_devices
 from turboprefill.planner.cost import layer_cost, total
-from turboprefill.planner.fit import Sample
+from turboprefill.planner.fit import Sample, fit_devices
+from turboprefill.planner.live import live_devices
 from turboprefill.planner.presets import preset_facts
-from turboprefill.planner.resolve import live_devices
+from turboprefill.planner.speeds import MEASURED, with_stored_speeds
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -83,10 +84,10 @@ def test_a_slow_device_gets_fewer_layers(virtual_names, model_file, tmp_path, mo
                 yield name, u * size, factor * (2e-3 + 1e-4 * size)
 
     monkeypatch.setenv("TURBOPREFILL_CACHE", str(tmp_path))
-    monkeypatch.setattr("turboprefill.planner.calibrate._measure", measure)
-    assert cached_devices(path, devices)[0].source != MEASURED
+    monkeypatch.setattr("turboprefill.calibration._measure", measure)
+    assert with_stored_speeds(path, devices)[0].source != MEASURED
     specs = calibrate(path, read_facts(path), devices, n_threads=1)
-    assert specs == cached_devices(path, devices)
+    assert specs == with_stored_speeds(path, devices)
     assert [spec.source for spec in specs] == [MEASURED] * 3
     with Model(path, devices=virtual_names[:3], tensor_split="auto") as model:
         first, second, last = model._tensor_split
@@ -130,9 +131,9 @@ def test_a_changed_file_has_no_calibration(virtual_names, configure, model_file,
     path.write_bytes(model_file("tiny").read_bytes())
     devices = live_devices(virtual_names[:2])
     calibrate(path, read_facts(path), devices, sizes=SMALL, n_threads=1)
-    assert cached_devices(path, devices)[0].source == MEASURED
+    assert with_stored_speeds(path, devices)[0].source == MEASURED
     os.utime(path, (1, 1))
-    assert cached_devices(path, devices)[0].source != MEASURED
+    assert with_stored_speeds(path, devices)[0].source != MEASURED
 
 
 def test_options_of_auto_are_checked(virtual_names, model_file) -> None:

@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 
 from turboprefill import Model, synth, virtual
+from turboprefill.calibration import calibrate
 from turboprefill.planner import DoesNotFitError, Needs, make_plan, read_facts
-from turboprefill.planner.calibrate import calibrate
 from turboprefill.planner.device_spec import from_devices
 from turboprefill.planner.facts import ModelFacts
+from turboprefill.planner.live import live_devices
 from turboprefill.planner.plan import Plan, default_plan
-from turboprefill.planner.resolve import live_devices
 
 SIZES = ((32, 4), (96, 3))  # of the calibration
 

@@ -12,7 +12,7 @@ from turboprefill.context import Context
 from turboprefill.errors import InvalidInputError, ModelLoadError
 from turboprefill.native import core
 from turboprefill.planner.auto import UBATCH_MAX, auto_split, auto_ubatch
-from turboprefill.planner.resolve import default_devices, live_devices
+from turboprefill.planner.live import default_devices, live_devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

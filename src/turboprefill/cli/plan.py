@@ -106,8 +106,7 @@ def find_devices(
     model: str, facts: ModelFacts, devices: str | None, rpc: str | None, *, calibrate: bool = False
 ) -> list[DeviceSpec]:
     """The devices that the options mean, with measured speeds where there are any."""
-    from turboprefill.planner import calibrate as calibration
-    from turboprefill.planner.resolve import described_devices, live_devices
+    from turboprefill.planner.resolve import described_devices
 
     described = described_devices(devices) if devices else None
     if described is not None:
@@ -116,15 +115,20 @@ def find_devices(
         return described
     names = [name.strip() for name in devices.split(",")] if devices else None
     endpoints = [part.strip() for part in (rpc or "").split(",") if part.strip()]
+    from turboprefill.planner.live import live_devices
+    from turboprefill.planner.speeds import with_stored_speeds
+
     found = live_devices(names, endpoints)
     if not Path(model).is_file():
         from turboprefill.planner.device_spec import from_devices
 
         return from_devices(found)
     if calibrate:
+        from turboprefill import calibration
+
         with err.status("measuring"):
             return calibration.calibrate(Path(model), facts, found, lambda text: err.print(escape(text)))
-    return calibration.cached_devices(Path(model), found)
+    return with_stored_speeds(Path(model), found)
 
 
 def _gb(n: int | None) -> str:

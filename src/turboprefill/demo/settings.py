@@ -124,14 +124,14 @@ def planned(
     None too if nothing was found to fit: estimates are on the safe side, so llama.cpp may try its own.
     """
     from turboprefill.planner import DoesNotFitError, Needs, make_plan, read_facts
-    from turboprefill.planner.calibrate import cached_devices
+    from turboprefill.planner.live import live_devices
     from turboprefill.planner.plan import best_ubatch, default_plan
-    from turboprefill.planner.resolve import live_devices
+    from turboprefill.planner.speeds import with_stored_speeds
 
     devices = live_devices(names, endpoints or [])
     if len(devices) < 2:
         return None
-    facts, specs = read_facts(model), cached_devices(model, devices)
+    facts, specs = read_facts(model), with_stored_speeds(model, devices)
     needs = Needs(n_ctx=n_prompt, n_ubatch=UBATCH_MAX)
     try:
         plan = make_plan(facts, specs, needs)
