@@ -19,9 +19,10 @@ from turboprefill.planner.cost import Rates, flow_seconds, layer_cost, pipeline_
 from turboprefill.planner.descriptions import from_table, from_text
 from turboprefill.planner.fit import Sample, fit_rates, non_negative
 from turboprefill.planner.links import link_from
-from turboprefill.planner.predict import pays_until, predict, sweep_devices
+from turboprefill.planner.predict import predict
 from turboprefill.planner.presets import preset_facts
 from turboprefill.planner.simulate import Host, Link, Machine, Standard, simulate
+from turboprefill.planner.sweeps import pays_until, sweep_devices
 from turboprefill.planner.ubatch import SIZES, ubatch_seconds
 
 ROOT = Path(__file__).resolve().parents[1]

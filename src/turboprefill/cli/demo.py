@@ -161,7 +161,7 @@ def _run(options: _Options) -> bool:
 def _plan(options: _Options, note: Note) -> Plan:
     from turboprefill.demo import settings
     from turboprefill.demo.measure import Plan
-    from turboprefill.planner.auto import UBATCH_MAX
+    from turboprefill.options import DEFAULT_UBATCH
 
     endpoints = settings.split_list(options.rpc)
     names = settings.split_list(options.devices)
@@ -184,8 +184,8 @@ def _plan(options: _Options, note: Note) -> Plan:
         if choice is not None:
             split, n_ubatch = choice.split, n_ubatch or choice.n_ubatch
             # virtual devices take a configured time for a graph, whatever its layers and its ubatch are
-            if options.virtual is None and (choice.differs or n_ubatch != UBATCH_MAX):
-                shipped = options.ubatch or UBATCH_MAX
+            if options.virtual is None and (choice.differs or n_ubatch != DEFAULT_UBATCH):
+                shipped = options.ubatch or DEFAULT_UBATCH
     n_ubatch = n_ubatch or _UBATCH
     return Plan(
         model=str(model),

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from turboprefill import synth
+from turboprefill import lists, synth
 from turboprefill.demo.measure import Note
 from turboprefill.errors import TurboPrefillError
+from turboprefill.options import DEFAULT_UBATCH
 from turboprefill.paths import cache_dir
-from turboprefill.planner.auto import UBATCH_MAX
 from turboprefill.synth.archs import Shape
 
 USUAL_PROMPT = 4096  # tokens to plan for where only the text says how many there are
@@ -83,8 +83,7 @@ def gpu_names() -> list[str]:
 
 def split_list(text: str | None) -> list[str] | None:
     """'a, b' as ['a', 'b']; None and '' as None."""
-    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
-    return parts or None
+    return lists.split_list(text) or None
 
 
 def split_ratios(text: str | None) -> list[float] | None:
@@ -132,7 +131,7 @@ def planned(
     if len(devices) < 2:
         return None
     facts, specs = read_facts(model), with_stored_speeds(model, devices)
-    needs = Needs(n_ctx=n_prompt, n_ubatch=UBATCH_MAX)
+    needs = Needs(n_ctx=n_prompt, n_ubatch=DEFAULT_UBATCH)
     try:
         plan = make_plan(facts, specs, needs)
     except DoesNotFitError as error:
@@ -140,7 +139,7 @@ def planned(
         return None
     usual = default_plan(facts, specs, needs, n_prompt)
     differs = [stage.n_layers for stage in usual.stages] != [stage.n_layers for stage in plan.stages]
-    return Choice([float(share) for share in plan.tensor_split], best_ubatch(plan, UBATCH_MAX), differs)
+    return Choice([float(share) for share in plan.tensor_split], best_ubatch(plan, DEFAULT_UBATCH), differs)
 
 
 def is_loopback(endpoints: list[str] | None) -> bool:

@@ -16,8 +16,6 @@ from turboprefill.planner.split import units_per_device
 
 __all__ = ["auto_split", "auto_ubatch"]
 
-UBATCH_MAX = 512  # llama.cpp's own default: no more memory than usual
-
 
 def auto_split(path: Path, devices: Sequence[Device]) -> list[float]:
     """Shares for ``-ts``; none where there is nothing to share.

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from turboprefill.errors import TurboPrefillError
 
-__all__ = ["DoesNotFitError", "PlanError"]
+__all__ = ["DescribedDevicesError", "DoesNotFitError", "PlanError"]
 
 
 class PlanError(TurboPrefillError, ValueError):
     """A model file, a description of devices or a measurement cannot be planned with."""
+
+
+class DescribedDevicesError(PlanError):
+    """Devices that are only described were to be measured, or to be those of RPC servers."""
 
 
 class DoesNotFitError(PlanError):

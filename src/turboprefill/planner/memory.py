@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from turboprefill.options import DEFAULT_UBATCH
 from turboprefill.planner.errors import PlanError
 from turboprefill.planner.facts import Layer, ModelFacts
 
@@ -23,7 +24,7 @@ class Needs:
     """What a context is going to be, with the names of :meth:`turboprefill.Model.context`."""
 
     n_ctx: int = 4096
-    n_ubatch: int = 512
+    n_ubatch: int = DEFAULT_UBATCH
     n_seq_max: int = 1
     type_k: str = "f16"
     type_v: str = "f16"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from turboprefill.planner import memory
@@ -16,7 +16,7 @@ from turboprefill.planner.memory import Needs
 from turboprefill.planner.split import shares_for, units_per_device
 from turboprefill.planner.ubatch import choose_ubatch
 
-__all__ = ["Plan", "Stage", "best_ubatch", "default_counts", "default_plan", "make_plan", "plan_of"]
+__all__ = ["Plan", "Stage", "best_ubatch", "choose_plan", "default_counts", "default_plan", "make_plan", "plan_of"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class Stage:
         """Bytes in all."""
         return self.weights + self.kv + self.state + self.buffers
 
+    @property
+    def fits(self) -> bool:
+        """Whether the device has room for all of it, as far as that is known."""
+        return self.memory is None or self.used <= self.memory
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -75,6 +80,16 @@ class Plan:
     def busy(self) -> list[Stage]:
         """Stages that hold layers."""
         return [stage for stage in self.stages if stage.n_layers]
+
+    @property
+    def fits(self) -> bool:
+        """Whether all stages fit into the memory of their devices."""
+        return all(stage.fits for stage in self.stages)
+
+    @property
+    def slowest_seconds(self) -> float:
+        """Time that the slowest stage computes for the prompt."""
+        return max((stage.seconds for stage in self.stages), default=0.0)
 
     @property
     def seconds(self) -> float:
@@ -144,6 +159,21 @@ def make_plan(facts: ModelFacts, devices: Sequence[DeviceSpec], needs: Needs, n_
     names = [device.name for device in devices]
     counts = balance(memory.unit_bytes(facts, needs), times, capacities, names)
     return plan_of(facts, devices, needs, counts, n)
+
+
+def choose_plan(
+    facts: ModelFacts,
+    devices: Sequence[DeviceSpec],
+    needs: Needs,
+    n_prompt: int | None = None,
+    *,
+    auto_ubatch: bool = False,
+) -> Plan:
+    """As :func:`make_plan`; with `auto_ubatch`, the ubatch is chosen too, of at most `needs.n_ubatch` tokens."""
+    plan = make_plan(facts, devices, needs, n_prompt)
+    if not auto_ubatch:
+        return plan
+    return make_plan(facts, devices, replace(needs, n_ubatch=best_ubatch(plan, needs.n_ubatch)), n_prompt)
 
 
 def plan_of(
