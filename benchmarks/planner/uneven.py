@@ -26,6 +26,7 @@ import numpy as np
 
 from turboprefill import Model, synth, virtual
 from turboprefill.calibration import calibrate
+from turboprefill.lists import split_list
 from turboprefill.planner import DoesNotFitError, Needs, make_plan, read_facts
 from turboprefill.planner.device_spec import from_devices
 from turboprefill.planner.facts import ModelFacts
@@ -98,7 +99,7 @@ def main() -> int:
 def measure(options: argparse.Namespace, path: Path) -> int:
     """Calibrate, plan, read, report."""
     facts = read_facts(path)
-    slow, memory = ([float(x) for x in text.split(",")] for text in (options.slow, options.memory_gb))
+    slow, memory = ([float(x) for x in split_list(text)] for text in (options.slow, options.memory_gb))
     machine = Machine(facts, slow, memory, options.us)
     needs = Needs(n_ctx=options.prompt + 64, n_ubatch=options.ubatch)
     devices = live_devices(machine.names)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from turboprefill.lists import split_list
 from turboprefill.planner.cards import REFERENCE
 from turboprefill.planner.cost import Rates, layer_cost, total
 from turboprefill.planner.facts import ModelFacts
@@ -25,7 +26,7 @@ from turboprefill.planner.links import link_from
 from turboprefill.planner.predict import HOST, host_of
 from turboprefill.planner.presets import preset_facts
 from turboprefill.planner.simulate import Host, Link, Machine, Standard, simulate
-from turboprefill.planner.split import layers_per_device
+from turboprefill.planner.split import equal_shares, layers_per_device
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -107,11 +108,11 @@ def rows() -> Iterator[Row]:
 
 
 def _shares(text: str, n_devices: int) -> tuple[float, ...]:
-    return (1.0,) * n_devices if text == "-" else tuple(map(float, text.split(",")))
+    return (1.0,) * n_devices if text == "-" else tuple(map(float, split_list(text)))
 
 
 def _equal(n_layer: int, n_devices: int) -> tuple[float, ...]:
-    return (float(n_layer // n_devices),) * (n_devices - 1) + (n_layer // n_devices + 1.0,)
+    return tuple(map(float, equal_shares(n_layer, n_devices)))
 
 
 @cache

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["device_of_units", "layers_per_device", "shares_for", "units_per_device"]
+__all__ = ["device_of_units", "equal_shares", "layers_per_device", "shares_for", "units_per_device"]
 
 
 def device_of_units(shares: Sequence[float], n_layer: int) -> list[int]:
@@ -61,3 +61,17 @@ def shares_for(units: Sequence[int]) -> list[int]:
     if (got := units_per_device(shares, sum(shares) - 1)) != shares:
         raise ValueError(f"llama.cpp would read -ts {','.join(map(str, shares))} as {got}: expected {shares} units")
     return shares
+
+
+def equal_shares(n_layer: int, n_device: int) -> list[int]:
+    """Whole-number shares that give all devices the same number of layers, or one fewer to the last ones.
+
+    Raises:
+        ValueError: there are fewer layers than devices.
+    """
+    if not 0 < n_device <= n_layer:
+        raise ValueError(f"{n_layer} layers cannot be shared by {n_device} devices: expected at least one for each")
+    few, extra = divmod(n_layer, n_device)
+    units = [few + (device < extra) for device in range(n_device)]
+    units[-1] += 1  # the output
+    return shares_for(units)
