@@ -7,7 +7,8 @@ d devices begins:
 
 1. the smallest possible time of the slowest device;
 2. of all splits that reach it, the one with the smallest sum of squared times, which is the most even one; where
-   several are as even, devices in front get more (the output is at the end, and takes memory);
+   several are as even, the last devices get more, as in turboprefill_balance of overlay/src/turboprefill-split.cpp
+   (the last layer of most models does less for tokens without outputs);
 3. only if nothing fits: the smallest number of bytes by which any split does not fit.
 """
 
@@ -95,8 +96,8 @@ def _most_even(
             cost = best[: stop + 1] + own**2
             cost[(own > limit) | (_lacks(ends, capacity, stop) > 0)] = _NEVER
             now[stop] = cost.min()
-            # the last of the equally good begins: this device gets fewest, those before it more
-            begin[stop] = int(np.flatnonzero(cost <= now[stop] * (1 + _TIE))[-1]) if now[stop] < _NEVER else 0
+            # the first of the equally good begins: this device gets most, those before it fewer
+            begin[stop] = int(np.argmax(cost <= now[stop] * (1 + _TIE))) if now[stop] < _NEVER else 0
         best = now
         begins.append(begin)
     return _counts(begins, n)
