@@ -230,7 +230,15 @@ def test_predictions_agree_with_measurements(validation: ModuleType) -> None:
 
 
 def test_the_page_has_the_table_that_the_script_makes(validation: ModuleType) -> None:
-    page = (ROOT / "docs" / "planner.md").read_text(encoding="utf-8")
+    page = validation.DOCUMENT.read_text(encoding="utf-8")
     _, _, rest = page.partition(validation.BEGIN)
     table = rest.partition(validation.END)[0]
     assert table == validation.tables(list(validation.rows())), "run benchmarks/planner/validate.py --update"
+
+
+def test_the_planner_s_page_has_the_errors_of_that_table(validation: ModuleType) -> None:
+    found = re.search(r"median error (\S+) %, largest (\S+) %, (\d+) rows", validation.tables(list(validation.rows())))
+    median, largest, n_rows = found.groups()
+    page = (ROOT / "docs" / "planner.md").read_text(encoding="utf-8")
+    assert f"Over {n_rows} prompts measured" in page
+    assert f"is {median} %, the largest {largest} %." in page
