@@ -118,7 +118,7 @@ def test_a_prediction_needs_no_gpu(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("sweep", "words"),
-    [("gpus", "one more adds less"), ("prompt", "llama.cpp"), ("ubatch", "read this prompt fastest")],
+    [("gpus", "one more adds less"), ("prompt", "llama.cpp"), ("ubatch", "is the fastest for this prompt")],
 )
 def test_sweeps_are_drawn(tmp_path: Path, sweep: str, words: str) -> None:
     picture = tmp_path / "sweep.png"

@@ -60,7 +60,9 @@ def calibrate(
     even = [replace(spec, rates=specs[0].rates) for spec in specs]
     plan = make_plan(facts, even, Needs(n_ctx=n_ctx, n_ubatch=max(size for size, _ in sizes)))
     if idle := [stage.device for stage in plan.stages if not stage.n_layers]:
-        raise PlanError(f"there is nothing to measure on {idle[0]}: the model has too few layers for all devices")
+        raise PlanError(
+            f"cannot measure {idle[0]}: the model has too few layers for {len(devices)} devices; plan for fewer"
+        )
     note("loading the model")
     names = [device.name for device in devices]
     times: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -100,7 +102,7 @@ def _samples(
     stage = next(stage for stage in plan.stages if stage.device == device)
     mine = layers[stage.first : stage.first + stage.n_layers]
     if not times:
-        raise PlanError(f"the timeline has nothing about {device}: its speed cannot be measured")
+        raise PlanError(f"cannot measure {device}: the timeline has no entries for it")
     seconds = {key: statistics.median(values) for key, values in times.items()}
     # compared with what is usual for this size: a single odd time, even one of 0, does not count for more than others
     usual = {c: statistics.median(t for (other, _), t in seconds.items() if other == c) for c, _ in seconds}

@@ -1,4 +1,4 @@
-"""``turboprefill plan``: which device should hold which layers, and what comes of it."""
+"""``turboprefill plan``: which device should hold which layers, and the throughput to expect."""
 
 from __future__ import annotations
 
@@ -32,24 +32,28 @@ def plan(
     model: ModelArgument,
     devices: Annotated[
         str | None,
-        typer.Option(help="A JSON file, 8x80GB, 4xH200, 2x24GB@0.5, or names as CUDA0,CUDA1. Default: all GPUs."),
+        typer.Option(
+            help="8x80GB, 4xH200, 2x24GB@0.5, a JSON file, or device names as in CUDA0,CUDA1. Default: all GPUs."
+        ),
     ] = None,
     rpc: RpcOption = None,
-    n_ctx: Annotated[int, typer.Option(min=1, help="Tokens that must fit into memory.")] = 8192,
+    n_ctx: Annotated[int, typer.Option(min=1, help="Context size in tokens, which must fit in memory.")] = 8192,
     n_ubatch: UbatchOption = str(DEFAULT_UBATCH),
     prompt: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a usual prompt. Default: the whole context.")
+        int | None, typer.Option(min=1, help="Typical prompt length in tokens. Default: the whole context.")
     ] = None,
-    type_k: Annotated[str, typer.Option(help="Type of the KV cache's keys.")] = "f16",
-    type_v: Annotated[str, typer.Option(help="Type of its values.")] = "f16",
-    n_seq_max: Annotated[int, typer.Option(min=1, help="Sequences that share the context.")] = 1,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure the devices' speed with this model.")] = False,
+    type_k: Annotated[str, typer.Option(help="KV cache type for keys.")] = "f16",
+    type_v: Annotated[str, typer.Option(help="KV cache type for values.")] = "f16",
+    n_seq_max: Annotated[int, typer.Option(min=1, help="Number of sequences that share the context.")] = 1,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure the speed of the devices with this model first.")
+    ] = False,
     as_json: JsonOption = False,
-    out_file: Annotated[Path | None, typer.Option("--out", help="Draw the plan into this PNG file.")] = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Draw the plan to this PNG file.")] = None,
 ) -> None:
-    """Choose the layers for each device, so that the slowest one is as fast as it can be and everything fits.
+    """Choose the layers for each device so that everything fits and the slowest device is as fast as possible.
 
-    Reads the model file only; loads it with --calibrate. Needs no GPU if --devices describes some.
+    Reads only the header of the model file, unless --calibrate is given. Needs no GPU if --devices describes them.
 
     [bold]Examples[/]
 
@@ -77,7 +81,7 @@ def plan(
 
 
 def _measure(model: str, facts: ModelFacts) -> Measure:
-    """Measures devices with the model, and tells what it does."""
+    """Measures devices with the model and reports progress."""
 
     def measure(devices: Sequence[Device]) -> list[DeviceSpec]:
         from turboprefill.calibration import calibrate
@@ -108,38 +112,38 @@ def _show(facts: ModelFacts, made: Plan, usual: Plan) -> None:
     kinds = ", ".join(f"{count} {kind}" for kind, count in facts.kinds().items())
     experts = f", {facts.n_expert_used} of {facts.n_expert} experts" if facts.n_expert else ""
     out.print(f"[bold]model[/]   {escape(facts.name)}: {kinds} layers{experts}, {facts.weight_bytes / 1e9:,.2f} GB")
-    out.print(f"[bold]context[/] {_context(made.needs)}; prompts of {made.n_prompt:,} tokens")
+    out.print(f"[bold]context[/] {_context(made.needs)}, prompt of {made.n_prompt:,} tokens")
     out.print(_table(made))
     out.print(_compared(made, usual))
     if made.timed:
         bound = made.n_prompt / made.bound_seconds
         out.print(
-            f"[bold]predicted {made.n_prompt / made.seconds:,.0f} tok/s[/], first token after {made.seconds:.2f} s; "
-            f"with the work spread evenly over {len(made.busy)} stages it would be {bound:,.0f}"
+            f"[bold]predicted {made.n_prompt / made.seconds:,.0f} tok/s[/], TTFT {made.seconds:.2f} s; "
+            f"a perfectly balanced pipeline of {len(made.busy)} stages would reach {bound:,.0f} tok/s"
         )
     out.print(f"[dim]speeds: {escape('; '.join(made.sources))}[/]")
     if made.timed and (overhead := made.overhead) is not None:
-        out.print(f"a ubatch costs as much as {overhead:,.0f} tokens more: TURBOPREFILL_UBATCH=auto:{overhead:.0f}")
+        out.print(f"fixed cost per ubatch: {overhead:,.0f} token equivalents (TURBOPREFILL_UBATCH=auto:{overhead:.0f})")
     out.print(f"[bold]llama-server -m {escape(facts.name)} -ngl 99 {made.ts_line} -ub {made.needs.n_ubatch}[/]")
 
 
 def _compared(made: Plan, usual: Plan) -> str:
     layers = "/".join(str(stage.n_layers) for stage in usual.stages)
     if not usual.fits:
-        return f"llama.cpp's default split ({layers} layers) would not fit"
+        return f"llama.cpp's default split ({layers} layers) does not fit in memory"
     ratio = usual.slowest_seconds / made.slowest_seconds
-    return f"llama.cpp's default split ({layers} layers): the slowest stage takes {ratio:.2f}x as long"
+    return f"llama.cpp's default split ({layers} layers): its slowest stage takes {ratio:.2f}x as long"
 
 
 def _context(needs: Needs) -> str:
     kv = needs.type_k if needs.type_k == needs.type_v else f"{needs.type_k}/{needs.type_v}"
-    return f"{needs.n_ctx:,} tokens, KV {kv}, ubatches of {needs.n_ubatch}"
+    return f"{needs.n_ctx:,} tokens, {kv} KV cache, ubatch {needs.n_ubatch}"
 
 
 def _table(made: Plan) -> Table:
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("device")
-    names = ("layers", "weights", "KV", "buffers", "GB in all", "of", "time")
+    names = ("layers", "weights", "KV", "buffers", "total GB", "capacity", "time")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     slowest = made.slowest_seconds or 1.0

@@ -16,10 +16,10 @@ __all__ = ["JsonOption", "ModelArgument", "RpcOption", "UbatchOption", "devices_
 
 _UBATCH_LIMIT = 65536
 
-ModelArgument = Annotated[str, typer.Argument(help="GGUF file, or the shape of a synthetic model such as llama70.")]
-RpcOption = Annotated[str | None, typer.Option(help="RPC servers: HOST:PORT,HOST:PORT")]
-UbatchOption = Annotated[str, typer.Option(help="Tokens per ubatch, or auto.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+ModelArgument = Annotated[str, typer.Argument(help="GGUF file, or the shape of a synthetic model, such as llama70.")]
+RpcOption = Annotated[str | None, typer.Option(help="RPC servers to use: HOST:PORT,HOST:PORT")]
+UbatchOption = Annotated[str, typer.Option(help="Ubatch size in tokens, or auto.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def ubatch_of(text: str) -> int | None:
@@ -31,7 +31,7 @@ def ubatch_of(text: str) -> int | None:
     if text == "auto":
         return None
     if not text.isdigit() or not 0 < int(text) <= _UBATCH_LIMIT:
-        raise typer.BadParameter(f"--n-ubatch is {text!r}: expected a number of tokens, or auto")
+        raise typer.BadParameter(f"--n-ubatch is {text!r}: expected 1 to {_UBATCH_LIMIT} tokens, or auto")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""``turboprefill simulate``: what a machine that one does not have would do."""
+"""``turboprefill simulate``: predicts throughput on hardware you don't have."""
 
 from __future__ import annotations
 
@@ -32,27 +32,31 @@ def register(app: typer.Typer) -> None:
 def simulate(
     model: ModelArgument,
     devices: Annotated[
-        str | None, typer.Option(help="16xRTX4090, a JSON file, or names as CUDA0,CUDA1. Default: all GPUs.")
+        str | None, typer.Option(help="16xRTX4090, a JSON file, or device names as in CUDA0,CUDA1. Default: all GPUs.")
     ] = None,
     rpc: RpcOption = None,
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 16384,
-    n_ctx: Annotated[int | None, typer.Option(min=1, help="Tokens that must fit. Default: the prompt.")] = None,
-    n_ubatch: UbatchOption = str(DEFAULT_UBATCH),
-    link: Annotated[str | None, typer.Option(help="nvlink, pcie4x4, 100Gbit, 25GB/s. Default: pcie4x16.")] = None,
-    latency_us: Annotated[float | None, typer.Option(min=0, help="Microseconds of each transfer.")] = None,
-    peer: Annotated[bool | None, typer.Option("--peer/--staged", help="Directly, or through host memory.")] = None,
-    over: Annotated[
-        str | None, typer.Option("--sweep", help="gpus, prompt or ubatch: a range instead of one number.")
+    prompt: Annotated[int, typer.Option(min=1, help="Prompt length in tokens.")] = 16384,
+    n_ctx: Annotated[
+        int | None, typer.Option(min=1, help="Context size in tokens, which must fit in memory. Default: the prompt.")
     ] = None,
-    most: Annotated[int, typer.Option(min=1, max=1024, help="GPUs that a sweep goes up to.")] = 16,
+    n_ubatch: UbatchOption = str(DEFAULT_UBATCH),
+    link: Annotated[
+        str | None, typer.Option(help="Link between devices: nvlink, pcie4x4, 100Gbit, 25GB/s. Default: pcie4x16.")
+    ] = None,
+    latency_us: Annotated[float | None, typer.Option(min=0, help="Latency of each transfer, in microseconds.")] = None,
+    peer: Annotated[
+        bool | None, typer.Option("--peer/--staged", help="Copy between devices directly, or through host memory.")
+    ] = None,
+    over: Annotated[str | None, typer.Option("--sweep", help="Vary one of gpus, prompt, ubatch.")] = None,
+    most: Annotated[int, typer.Option(min=1, max=1024, help="Largest number of GPUs in a sweep.")] = 16,
     as_json: JsonOption = False,
-    out_file: Annotated[Path | None, typer.Option("--out", help="Draw the sweep into this PNG file.")] = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Draw the sweep to this PNG file.")] = None,
 ) -> None:
-    """Predict how fast a prompt is read, on devices that need not be there.
+    """Predict prefill throughput on hardware you don't have.
 
-    Speeds of the H200 and of devices measured with `turboprefill plan --calibrate` are measurements.
-    Those of other cards are estimates from their data sheets, and only good for comparing.
-    docs/planner.md says what is modelled, and how far predictions were off.
+    Speeds of the H200, and of devices measured with `turboprefill plan --calibrate`, are measurements.
+    Those of other cards are estimates from their datasheets, and good for comparisons only.
+    docs/planner.md describes what is modelled and how accurate it is.
 
     [bold]Examples[/]
 
@@ -99,26 +103,28 @@ def _show(facts: ModelFacts, specs: Sequence[DeviceSpec], way: Link, points: Seq
     out.print(f"[dim]speeds: {escape('; '.join(dict.fromkeys(spec.source for spec in specs)))}[/]")
     out.print(_table(points, timed=all(spec.timed for spec in specs)))
     out.print(
-        "[dim]device, host: how busy the slowest device and the host are; "
-        "llama.cpp: its own path with its default split[/]"
+        "[dim]device, host: utilization of the busiest device and of the host; "
+        "llama.cpp: stock llama.cpp with its default split[/]"
     )
     if over == "gpus" and (until := pays_until(points)) is not None:
-        out.print(f"[bold]{until} devices[/]: after that, one more adds less than half of what a device does alone")
+        out.print(
+            f"[bold]{until} devices[/]: beyond that, one more adds less than half of a single device's throughput"
+        )
     elif over == "ubatch":
         best = max(points, key=lambda point: point.speed)
-        out.print(f"[bold]ubatches of {best.n_ubatch}[/] read this prompt fastest")
+        out.print(f"[bold]ubatch {best.n_ubatch}[/] is the fastest for this prompt")
 
 
 def _table(points: Sequence[Point], *, timed: bool) -> Table:
     table = Table(show_edge=False, pad_edge=False)
     unit = "tok/s" if timed else "relative"
-    for column in ("devices", "prompt", "ubatch", unit, "gain", "device", "host", "llama.cpp"):
+    for column in ("devices", "prompt", "ubatch", unit, "speedup", "device", "host", "llama.cpp"):
         table.add_column(column, justify="right", no_wrap=True)
     first = next((point for point in points if point.seconds), None)
     for point in points:
         row = [str(point.n_devices), f"{point.n_prompt:,}", str(point.n_ubatch)]
         if point.seconds is None or first is None:
-            table.add_row(*row, f"lacks {point.missing / 1e9:,.1f} GB", "", "", "", "")
+            table.add_row(*row, f"{point.missing / 1e9:,.1f} GB short", "", "", "", "")
             continue
         theirs = point.n_prompt / (point.standard or point.seconds)
         scale = 1.0 if timed else 100 / first.speed
@@ -138,16 +144,16 @@ def _draw(path: Path, name: str, points: Sequence[Point], over: str | None) -> N
     from turboprefill.planner.sweeps import pays_until
 
     if over is None:
-        raise typer.BadParameter("--out draws a sweep: give --sweep too")
-    labels = {"gpus": "devices", "prompt": "tokens of the prompt", "ubatch": "tokens of a ubatch"}
+        raise typer.BadParameter("--out draws a sweep: add --sweep")
+    labels = {"gpus": "devices", "prompt": "prompt length, tokens", "ubatch": "ubatch size, tokens"}
     xs = [{"gpus": p.n_devices, "prompt": p.n_prompt, "ubatch": p.n_ubatch}[over] for p in points]
     lines: dict[str, list[float | None]] = {
-        "TurboPrefill, best split": [p.speed for p in points],
-        "llama.cpp's own path, its default split": [p.n_prompt / p.standard if p.standard else None for p in points],
+        "TurboPrefill, planned split": [p.speed for p in points],
+        "stock llama.cpp, default split": [p.n_prompt / p.standard if p.standard else None for p in points],
     }
     fitting = [p for p in points if p.seconds]
     if over == "gpus" and fitting:
         each = fitting[0].speed / fitting[0].n_devices
-        lines["every device as fast as one"] = [each * x for x in xs]
+        lines["linear scaling"] = [each * x for x in xs]
     until = pays_until(points) if over == "gpus" else None
     chart.draw_sweep(path, xs, dict(lines), label=labels[over], title=name, mark=until)

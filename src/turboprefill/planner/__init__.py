@@ -1,4 +1,4 @@
-"""Chooses how layers and ubatches are cut, says why, and predicts what comes of it. Explained in docs/planner.md."""
+"""Chooses the layer split and the ubatch size, and predicts prefill throughput. Explained in docs/planner.md."""
 
 from __future__ import annotations
 

@@ -132,8 +132,8 @@ def _does_not_fit(ends: NDArray[np.int64], capacities: Sequence[int | None], nam
     missing = int(best[n])
     where = ", ".join(f"{name or 'a device'} {bytes_ / 1e9:.2f} GB" for name, bytes_ in lacking)
     return DoesNotFitError(
-        f"the model does not fit: even the best split lacks {missing:,} bytes ({where}). "
-        "Use a smaller n_ctx, n_ubatch or KV type, a smaller quantisation, or more or larger devices",
+        f"the model does not fit: even the best split is {missing:,} bytes short ({where}). "
+        "Use a smaller n_ctx, n_ubatch or KV cache type, a smaller quantization, or more or larger devices",
         missing=missing,
         lacking=tuple(lacking),
     )

@@ -1,4 +1,4 @@
-"""Speeds of graphics cards: one that we have measured, and a few that are scaled from it by their makers' numbers.
+"""Speeds of graphics cards: one that we have measured, and a few scaled from it by published numbers.
 
 The H200's rates are a fit of t(c, p) to our own single-GPU runs (listed in docs/planner-validation.md). The others are
 estimates: work by the published dense BF16/FP16 tensor throughput (with float32 accumulation), reading by the
@@ -91,7 +91,7 @@ def find_card(name: str) -> Card | None:
 
 
 def card_of(tflops: float, bandwidth: float, memory: int, name: str = "") -> Card:
-    """A card described by its data sheet.
+    """A card described by its datasheet.
 
     Raises:
         PlanError: a number is not above 0.

@@ -27,7 +27,7 @@ def _described_alike(devices: list[DeviceSpec]) -> list[DeviceSpec]:
     if mixed(devices):
         names = ", ".join(device.name for device in devices if not device.timed)
         raise PlanError(
-            f"some devices are known cards, of {names} only a relative speed is known: name cards (or give tflops and "
+            f"some devices are known cards, but {names} has only a relative speed: give a card (or tflops and "
             "bandwidth_gbs) for all devices, or for none"
         )
     return devices
@@ -67,15 +67,15 @@ def _speed(value: Any, where: str) -> float:
     except (TypeError, ValueError):
         speed = 0.0
     if not 0 < speed < 1e6:
-        raise PlanError(f"the speed of {where.strip()!r} is {value!r}: expected a number above 0, 1 for a usual device")
+        raise PlanError(f"the speed of {where.strip()!r} is {value!r}: expected a number above 0, 1 for full speed")
     return speed
 
 
 def _unknown(part: str) -> str:
     names = ", ".join(card.name for card in CARDS.values())
     return (
-        f"{part.strip()!r} describes no devices: expected COUNTxMEMORY as in 8x80GB, COUNTxCARD with one of {names}, "
-        "a device's name as `turboprefill doctor` shows it, or a JSON file (docs/planner.md)"
+        f"{part.strip()!r} does not describe devices: expected COUNTxMEMORY as in 8x80GB, COUNTxCARD with one of "
+        f"{names}, the name of a device as `turboprefill doctor` shows it, or a JSON file (docs/planner.md)"
     )
 
 
@@ -130,7 +130,7 @@ def read_table(path: Path) -> Any:
     """The JSON of a table of devices.
 
     Raises:
-        PlanError: it cannot be read, or is no JSON.
+        PlanError: it cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RELATIVE", "DeviceSpec", "card_source", "from_devices", "mixed"]
 
-RELATIVE = "not measured: only ratios mean something"
+RELATIVE = "not measured: only ratios are meaningful"
 _HEADROOM = 0.02  # of a device's free memory is left: drivers and kernels take some later
 
 
@@ -72,5 +72,5 @@ def mixed(specs: Sequence[DeviceSpec]) -> bool:
 
 def card_source(name: str, *, measured: bool, speed: float = 1.0) -> str:
     """Where the speed of a card comes from, in words."""
-    text = f"{name}, measured" if measured else f"{name}, estimated from its data sheet"
-    return text if speed == 1 else f"{text}, times {speed:g}"
+    text = f"{name}, measured" if measured else f"{name}, estimated from its datasheet"
+    return text if speed == 1 else f"{text}, at {speed:g}x its speed"

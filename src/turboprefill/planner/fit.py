@@ -70,11 +70,11 @@ def fit_rates(samples: Iterable[Sample], like: Rates = _EVEN, names: Sequence[st
     for sample in samples:
         scale = sample.scale or sample.seconds
         if scale <= 0 or sample.seconds < 0:
-            raise PlanError(f"a measured time is {sample.seconds} s: expected more than 0")
+            raise PlanError(f"a measured time is {sample.seconds} s: expected a positive number")
         rows.append([_share(sample, nothing, name) / scale for name in names])
         values.append(sample.seconds / scale)
     if not any(values):
-        raise PlanError("there are no measured times above 0 to fit: expected at least one")
+        raise PlanError("there is nothing to fit: expected at least one measured time above 0")
     matrix = np.asarray(rows)
     units = np.where(matrix.max(axis=0) > 0, matrix.max(axis=0), 1.0)
     found = dict(zip(names, map(float, non_negative(matrix / units, np.asarray(values)) / units), strict=True))

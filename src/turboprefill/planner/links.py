@@ -86,7 +86,9 @@ def link_from_table(data: Any) -> Link | None:
     try:
         bandwidth, latency = float(row["bandwidth_gbs"]) * 1e9, float(row.get("latency_us", 10)) / 1e6
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PlanError(f"the link of the table is {row!r}: expected bandwidth_gbs, and latency_us") from error
+        raise PlanError(
+            f"the link in the table is {row!r}: expected bandwidth_gbs, and perhaps latency_us and staged"
+        ) from error
     if bandwidth <= 0 or latency < 0:
-        raise PlanError(f"the link of the table is {row!r}: expected a bandwidth above 0 and a latency of at least 0")
+        raise PlanError(f"the link in the table is {row!r}: expected a bandwidth above 0 and a latency of at least 0")
     return Link(bandwidth, latency, bool(row.get("staged", True)))

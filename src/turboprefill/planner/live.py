@@ -31,9 +31,9 @@ def live_devices(names: Sequence[str] | None = None, endpoints: Sequence[str] = 
         names = remote or [device.name for device in default_devices()]
     if not names:
         raise PlanError(
-            "there is no GPU here: name the devices to plan for with --devices, as in --devices 8x80GB, or give "
-            "RPC servers with --rpc"
+            "no GPU was found on this machine: describe the devices to plan for, as in --devices 8x80GB, or give RPC "
+            "servers with --rpc"
         )
     if missing := [name for name in names if name not in known]:
-        raise PlanError(f"there is no device {missing[0]!r}: expected some of {', '.join(known)}")
+        raise PlanError(f"there is no device {missing[0]!r}: expected one of {', '.join(known)}")
     return [known[name] for name in names]

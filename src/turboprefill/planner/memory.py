@@ -42,7 +42,7 @@ def _row_bytes(values: int, kind: str) -> float:
     try:
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]]
     except KeyError:
-        raise PlanError(f"{kind!r} is no type for a KV cache: expected one such as f16, q8_0 or q4_0") from None
+        raise PlanError(f"{kind!r} is not a KV cache type: expected one such as f16, q8_0 or q4_0") from None
     return values * size / block
 
 

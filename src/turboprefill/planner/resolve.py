@@ -42,7 +42,10 @@ def find_devices(
     if described is None:
         return _live(Path(model), split_list(text) or None, endpoints, measure)
     if measure is not None or endpoints:
-        raise DescribedDevicesError("--calibrate and --rpc need devices that are there, not a description of some")
+        raise DescribedDevicesError(
+            f"--devices {text} only describes devices, but --calibrate and --rpc need real ones: name devices of this "
+            "machine, or leave one of the options out"
+        )
     return described
 
 

@@ -17,7 +17,7 @@ from turboprefill.planner.device_spec import DeviceSpec, from_devices
 
 __all__ = ["MEASURED", "measured", "store_speeds", "with_stored_speeds"]
 
-MEASURED = "measured here"
+MEASURED = "measured on this machine"
 _HEADER = 1 << 16  # bytes of a model file that tell it from others
 
 
@@ -31,7 +31,7 @@ def with_stored_speeds(path: Path, devices: Sequence[Device]) -> list[DeviceSpec
 
 
 def measured(devices: Sequence[Device], rates: Mapping[str, Rates]) -> list[DeviceSpec]:
-    """The devices with speeds measured here, given by name."""
+    """The devices with speeds measured on this machine, given by name."""
     return [replace(spec, rates=rates[spec.name], source=MEASURED) for spec in from_devices(devices)]
 
 
