@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from turboprefill.planner.split import equal_shares, layers_per_device
+
 _FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
-_NAMES = ("split", "arms", "plan", "results", "table", "chart")
+_NAMES = ("arms", "plan", "results", "table", "chart")
 
 
 @pytest.fixture(scope="module")
@@ -32,22 +34,22 @@ def gpu() -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("shares", "n_layer", "counts"), [((1,) * 8, 32, [5, 4, 4, 4, 4, 4, 4, 3]), ((3, 1), 7, [6, 1])]
 )
-def test_layers_are_counted_as_upstream_shares_them(gpu, shares, n_layer, counts) -> None:
-    assert gpu.split.layers_per_device(shares, n_layer) == counts
+def test_layers_are_counted_as_upstream_shares_them(shares, n_layer, counts) -> None:
+    assert layers_per_device(shares, n_layer) == counts
 
 
-def test_a_balanced_split_gives_every_device_the_same_number_of_layers(gpu) -> None:
-    assert gpu.split.balanced_shares(32, 8) == [4] * 7 + [5]
-    assert gpu.split.balanced_shares(36, 4) == [9, 9, 9, 10]
+def test_a_balanced_split_gives_every_device_the_same_number_of_layers() -> None:
+    assert equal_shares(32, 8) == [4] * 7 + [5]
+    assert equal_shares(36, 4) == [9, 9, 9, 10]
     for n_layer in range(1, 101):
         for n_device in range(1, min(n_layer, 16) + 1):
-            counts = gpu.split.layers_per_device(gpu.split.balanced_shares(n_layer, n_device), n_layer)
+            counts = layers_per_device(equal_shares(n_layer, n_device), n_layer)
             assert max(counts) - min(counts) == (n_layer % n_device > 0)
 
 
-def test_fewer_layers_than_devices_are_refused(gpu) -> None:
+def test_fewer_layers_than_devices_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        gpu.split.balanced_shares(3, 4)
+        equal_shares(3, 4)
 
 
 def test_the_bound_is_one_stage_of_every_ubatch_and_the_filling_of_the_others(gpu) -> None:

@@ -6,11 +6,16 @@ import itertools
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 
-from turboprefill import Model
+from turboprefill import Model, ModelLoadError, synth
+from turboprefill.planner import DoesNotFitError, balance
+from turboprefill.planner.live import live_devices
+from turboprefill.synth import archs
 
 N_DEVICES = 3
 
@@ -107,3 +112,59 @@ def test_a_split_that_is_given_stays(load) -> None:
     lines = load(8, tensor_split=[1, 1, 7])
     assert counts(lines) == []
     assert placed(lines).count("VIRT2") == 7
+
+
+def write_sizes(path: Path, sizes: Sequence[int], output: int) -> None:
+    """A file with so many values in each layer and in the output: enough to choose a split, not to be loaded."""
+    writer = GGUFWriter(path, "llama")
+    archs.add_metadata(writer, synth.shape_of("tiny", n_layers=len(sizes)))
+    writer.add_tokenizer_model("no_vocab")
+    for i, size in enumerate(sizes):
+        writer.add_tensor(f"blk.{i}.weight", np.zeros(size, np.float32))
+    writer.add_tensor("output.weight", np.zeros(output, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def planned(sizes: Sequence[int], output: int, n_devices: int, free: int, step: int = 1) -> list[int]:
+    """What the planner's balance makes of the same costs and bytes; empty if nothing fits.
+
+    With a step of -1 all is seen from the other end: of equally good splits it is then the opposite one.
+    """
+    n_bytes = [4 * size for size in (*sizes, output)]
+    times = [*map(float, sizes), 0.0]
+    room = max(int(0.75 * float(np.float32(free))), sum(n_bytes) // n_devices)
+    try:
+        return balance(n_bytes[::step], [times[::step]] * n_devices, [room] * n_devices)[::step]
+    except DoesNotFitError:
+        return []
+
+
+@pytest.mark.parametrize("n_devices", [2, 3, 4])
+@pytest.mark.parametrize("tight", [False, True], ids=["plenty of memory", "little memory"])
+def test_the_planner_balances_as_the_engine_does(
+    virtual_names, configure, monkeypatch, caplog, tmp_path, n_devices, tight
+) -> None:
+    """Few different sizes, so that many splits are equally good: both have to choose the same one of them."""
+    monkeypatch.setenv("TURBOPREFILL", "1")
+    rng, path, outcomes, n_ties = np.random.default_rng(n_devices + 10 * tight), tmp_path / "sizes.gguf", set(), 0
+    for _ in range(40):
+        sizes = (1000 * rng.integers(1, rng.choice([2, 4, 9]), rng.integers(2, 14))).tolist()
+        output = 1000 * int(rng.integers(1, 9))
+        weights = 4 * (sum(sizes) + output)
+        configure(f"memory_gb={weights * (rng.uniform(1.2, 2.4) / n_devices if tight else 4) / 1e9:.9f}")
+        free = live_devices(virtual_names[:1])[0].memory_free
+        write_sizes(path, sizes, output)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "turboprefill.llama"), pytest.raises(ModelLoadError):
+            Model(path, devices=virtual_names[:n_devices])
+        lines = [record.getMessage() for record in caplog.records]
+        want = planned(sizes, output, n_devices, free)
+        assert counts(lines) == want, sizes
+        assert any("memory is too short" in line for line in lines) == (not want)
+        outcomes.add(bool(want))
+        n_ties += planned(sizes, output, n_devices, free, step=-1) != want
+    assert outcomes == ({True, False} if tight else {True})
+    assert n_ties > 4

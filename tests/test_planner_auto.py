@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from turboprefill import Context, InvalidInputError, Model
+from turboprefill.calibration import calibrate
 from turboprefill.planner import DoesNotFitError, from_text, read_facts
-from turboprefill.planner.calibrate import MEASURED, cached_places, calibrate, fit_devices
 from turboprefill.planner.cost import layer_cost, total
-from turboprefill.planner.fit import Sample
+from turboprefill.planner.fit import Sample, fit_devices
+from turboprefill.planner.live import live_devices
 from turboprefill.planner.presets import preset_facts
-from turboprefill.planner.resolve import live_devices
+from turboprefill.planner.speeds import MEASURED, with_stored_speeds
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -83,15 +84,15 @@ def test_a_slow_device_gets_fewer_layers(virtual_names, model_file, tmp_path, mo
                 yield name, u * size, factor * (2e-3 + 1e-4 * size)
 
     monkeypatch.setenv("TURBOPREFILL_CACHE", str(tmp_path))
-    monkeypatch.setattr("turboprefill.planner.calibrate._measure", measure)
-    assert cached_places(path, devices)[0].source != MEASURED
-    places = calibrate(path, read_facts(path), devices, n_threads=1)
-    assert places == cached_places(path, devices)
-    assert [place.source for place in places] == [MEASURED] * 3
+    monkeypatch.setattr("turboprefill.calibration._measure", measure)
+    assert with_stored_speeds(path, devices)[0].source != MEASURED
+    specs = calibrate(path, read_facts(path), devices, n_threads=1)
+    assert specs == with_stored_speeds(path, devices)
+    assert [spec.source for spec in specs] == [MEASURED] * 3
     with Model(path, devices=virtual_names[:3], tensor_split="auto") as model:
         first, second, last = model._tensor_split
         assert second < first
-        assert second <= last - 1  # the last place is the output
+        assert second <= last - 1  # the last unit is the output
         # what a ubatch costs beside its tokens makes small ones slow; filling the pipeline makes large ones slow
         with model.context(n_ctx=2048, n_ubatch="auto", prompt_tokens=600, n_threads=1) as context:
             assert 32 <= context.n_ubatch < 512
@@ -130,9 +131,9 @@ def test_a_changed_file_has_no_calibration(virtual_names, configure, model_file,
     path.write_bytes(model_file("tiny").read_bytes())
     devices = live_devices(virtual_names[:2])
     calibrate(path, read_facts(path), devices, sizes=SMALL, n_threads=1)
-    assert cached_places(path, devices)[0].source == MEASURED
+    assert with_stored_speeds(path, devices)[0].source == MEASURED
     os.utime(path, (1, 1))
-    assert cached_places(path, devices)[0].source != MEASURED
+    assert with_stored_speeds(path, devices)[0].source != MEASURED
 
 
 def test_options_of_auto_are_checked(virtual_names, model_file) -> None:

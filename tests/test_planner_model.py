@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from turboprefill import Model, synth
-from turboprefill.planner import Needs, Place, PlanError, make_plan, read_facts
+from turboprefill.planner import DeviceSpec, Needs, PlanError, make_plan, read_facts
 from turboprefill.planner.gguf_facts import facts_of
 from turboprefill.planner.presets import preset_facts
 from turboprefill.synth import archs
@@ -73,9 +73,9 @@ def test_a_plan_holds_where_llama_cpp_puts_things(
     virtual_names, model_file, caplog: pytest.LogCaptureFixture, preset: str, options: dict
 ) -> None:
     facts = read_facts(model_file(preset))
-    places = [Place(virtual_names[0], None), Place(virtual_names[1], None), Place(virtual_names[2], None)]
-    places[1] = Place(virtual_names[1], None, places[1].rates.slower(2))
-    plan = make_plan(facts, places, Needs(**options))
+    specs = [DeviceSpec(virtual_names[0], None), DeviceSpec(virtual_names[1], None), DeviceSpec(virtual_names[2], None)]
+    specs[1] = DeviceSpec(virtual_names[1], None, specs[1].rates.slower(2))
+    plan = make_plan(facts, specs, Needs(**options))
     with (
         caplog.at_level(logging.DEBUG, "turboprefill.llama"),
         Model(model_file(preset), devices=virtual_names[:3], tensor_split=plan.tensor_split) as model,
@@ -89,8 +89,8 @@ def test_a_plan_holds_where_llama_cpp_puts_things(
         if match := _BUFFER.search(line):
             found[match[1], match[2]].append(float(match[3]))
     for stage in plan.stages:
-        places_here = list(range(stage.first, stage.first + stage.n_layers + stage.has_output))
-        assert assigned[stage.device] == places_here
+        units = list(range(stage.first, stage.first + stage.n_layers + stage.has_output))
+        assert assigned[stage.device] == units
         mebibytes = {"model": stage.weights, "KV": stage.kv, "RS": stage.state}
         for kind, expected in mebibytes.items():
             assert sum(found[stage.device, kind]) == pytest.approx(expected / 2**20, rel=0.01, abs=0.03), kind
@@ -103,14 +103,14 @@ def test_a_planned_model_computes_the_same_bits_as_any_split(virtual_names, mode
     """A machine with a slow device and one with little memory: three quarters of the layers go elsewhere."""
     facts, tokens = read_facts(model_file("tiny")), np.random.default_rng(3).integers(300, 1000, 200).tolist()
     needs = Needs(n_ctx=256, n_ubatch=32)
-    whole = make_plan(facts, [Place("one", None)], needs).stages[0].used
-    places = [
-        Place(virtual_names[0], None),
-        Place(virtual_names[1], None, Place("", None).rates.slower(3)),
-        Place(virtual_names[2], whole // 3),
-        Place(virtual_names[3], None),
+    whole = make_plan(facts, [DeviceSpec("one", None)], needs).stages[0].used
+    specs = [
+        DeviceSpec(virtual_names[0], None),
+        DeviceSpec(virtual_names[1], None, DeviceSpec("", None).rates.slower(3)),
+        DeviceSpec(virtual_names[2], whole // 3),
+        DeviceSpec(virtual_names[3], None),
     ]
-    plan = make_plan(facts, places, needs)
+    plan = make_plan(facts, specs, needs)
     layers = [stage.n_layers for stage in plan.stages]
     assert layers[1] < layers[0]
     assert all(stage.memory is None or stage.used <= stage.memory for stage in plan.stages)
@@ -160,7 +160,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_type_that_no_cache_can_have_is_refused() -> None:
     with pytest.raises(PlanError, match="f17"):
-        make_plan(preset_facts("tiny"), [Place("a", None)], Needs(type_k="f17"))
+        make_plan(preset_facts("tiny"), [DeviceSpec("a", None)], Needs(type_k="f17"))
 
 
 def test_all_parts_of_a_split_model_are_read(model_file, tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from turboprefill.planner import Cost, PlanError, choose_ubatch
 from turboprefill.planner.cost import Rates, flow_seconds, layer_cost, pipeline_seconds, prompt_seconds, total
+from turboprefill.planner.descriptions import from_table, from_text
 from turboprefill.planner.fit import Sample, fit_rates, non_negative
 from turboprefill.planner.links import link_from
-from turboprefill.planner.places import from_table, from_text
-from turboprefill.planner.predict import pays_until, predict, sweep_devices
+from turboprefill.planner.predict import predict
 from turboprefill.planner.presets import preset_facts
 from turboprefill.planner.simulate import Host, Link, Machine, Standard, simulate
+from turboprefill.planner.sweeps import pays_until, sweep_devices
 from turboprefill.planner.ubatch import SIZES, ubatch_seconds
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,14 +158,14 @@ def test_starting_kernels_takes_no_longer_on_a_slower_card() -> None:
 
 def test_rates_without_the_newer_numbers_can_be_read() -> None:
     rates = {"per_byte": 1e-12, "per_flop": 5e-15, "per_key_flop": 4e-15, "expert": 2.0, "expert_byte": 2.5}
-    (place,) = from_table([{"memory_gb": 80, "rates": rates}])
-    assert place.rates == Rates(**rates)
-    assert (place.rates.per_layer, place.rates.scan) == (0, 0)
+    (spec,) = from_table([{"memory_gb": 80, "rates": rates}])
+    assert spec.rates == Rates(**rates)
+    assert (spec.rates.per_layer, spec.rates.scan) == (0, 0)
 
 
 def test_more_devices_help_until_they_do_not() -> None:
-    facts, places = preset_facts("llama8"), from_text("1xH200")
-    points = sweep_devices(facts, places, link_from("nvlink"), 4096, 36, n_ubatch=256)
+    facts, specs = preset_facts("llama8"), from_text("1xH200")
+    points = sweep_devices(facts, specs, link_from("nvlink"), 4096, 36, n_ubatch=256)
     assert [point.n_devices for point in points] == list(range(1, 37))
     until = pays_until(points)
     assert until is not None
@@ -229,7 +230,15 @@ def test_predictions_agree_with_measurements(validation: ModuleType) -> None:
 
 
 def test_the_page_has_the_table_that_the_script_makes(validation: ModuleType) -> None:
-    page = (ROOT / "docs" / "planner.md").read_text(encoding="utf-8")
+    page = validation.DOCUMENT.read_text(encoding="utf-8")
     _, _, rest = page.partition(validation.BEGIN)
     table = rest.partition(validation.END)[0]
     assert table == validation.tables(list(validation.rows())), "run benchmarks/planner/validate.py --update"
+
+
+def test_the_planner_s_page_has_the_errors_of_that_table(validation: ModuleType) -> None:
+    found = re.search(r"median error (\S+) %, largest (\S+) %, (\d+) rows", validation.tables(list(validation.rows())))
+    median, largest, n_rows = found.groups()
+    page = (ROOT / "docs" / "planner.md").read_text(encoding="utf-8")
+    assert f"Over {n_rows} prompts measured" in page
+    assert f"is {median} %, the largest {largest} %." in page

@@ -22,12 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "common"))
 import machine
 import process
 from arms import ALL, ARMS, MODELS, SMALL, Case, ModelSpec, cases
-from builds import REPOSITORY, BuildFailedError, Builds, build, unpack
+from builds import BuildFailedError, Builds, build, unpack
 from plan import Budget, Run, estimate, runs
+from repository import REPOSITORY
 from resultfile import write_document
 from results import Records, check
-from split import balanced_shares
 from table import render
+from turboprefill.lists import split_list
+from turboprefill.planner.split import equal_shares
 
 STEPS = (
     "build",
@@ -68,9 +70,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--devices", choices=("cuda", "rpc"), default="cuda", help="rpc: tiny models on loopback servers"
     )
-    parser.add_argument("--steps", default=",".join(STEPS), help="comma-separated (default: all): %(default)s")
-    parser.add_argument("--arms", default=",".join(ALL), help="comma-separated (default: all): %(default)s")
-    parser.add_argument("--layers", default="", help="such as dense=16,moe=36")
+    parser.add_argument(
+        "--steps", type=split_list, default=",".join(STEPS), help="comma-separated (default: all): %(default)s"
+    )
+    parser.add_argument(
+        "--arms", type=split_list, default=",".join(ALL), help="comma-separated (default: all): %(default)s"
+    )
+    parser.add_argument("--layers", type=split_list, default="", help="such as dense=16,moe=36")
     parser.add_argument("--repeats", type=int, default=1, help="timed prompts per process (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="processes per arm (default: %(default)s)")
     parser.add_argument(
@@ -84,7 +90,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results", help="folder of the results")
     parser.add_argument("--commit", default="", help="this repository's commit, where git cannot tell")
     options = parser.parse_args()
-    options.steps, options.arms = options.steps.split(","), options.arms.split(",")
     for given, known in ((options.steps, STEPS), (options.arms, ALL)):
         if unknown := set(given) - set(known):
             parser.error(f"unknown: {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
@@ -97,7 +102,7 @@ def arguments() -> argparse.Namespace:
 def models_of(options: argparse.Namespace) -> dict[str, ModelSpec]:
     """The models that the steps need, with the number of layers that was asked for."""
     wanted = dict(SMALL if options.devices == "rpc" else MODELS)
-    layers = dict(pair.split("=") for pair in options.layers.split(",") if pair)
+    layers = dict(pair.split("=") for pair in options.layers)
     for name, count in layers.items():
         old = wanted[name]
         wanted[name] = ModelSpec(old.preset, int(count), old.speed * old.n_layer / int(count))
@@ -111,8 +116,7 @@ def models_of(options: argparse.Namespace) -> dict[str, ModelSpec]:
 
 def write_models(models: Mapping[str, ModelSpec], work: Path) -> dict[str, Path]:
     """Write the models that are not there yet, several at a time. Layers share their weights: that is fast."""
-    for folder in (REPOSITORY / "src", work / "src" / "plain" / "gguf-py"):
-        sys.path.insert(0, str(folder))
+    sys.path.insert(0, str(work / "src" / "plain" / "gguf-py"))
     from turboprefill import synth
 
     (work / "models").mkdir(parents=True, exist_ok=True)
@@ -133,7 +137,7 @@ def shares(run: Run, models: Mapping[str, ModelSpec], n_devices: int) -> str:
     """The tensor split of a process, as the driver takes it; - leaves it to upstream."""
     if run.arm.split != "balanced":
         return "-"
-    return ",".join(map(str, balanced_shares(models[run.model].n_layer, n_devices)))
+    return ",".join(map(str, equal_shares(models[run.model].n_layer, n_devices)))
 
 
 def show_plan(

@@ -10,15 +10,17 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import repository  # noqa: F401  (makes the package importable)
+from turboprefill.tools.overlay import load_overlay
+from turboprefill.tools.patcher import install
+
 _HERE = Path(__file__).resolve().parent
-REPOSITORY = _HERE.parents[1]
 _FOLDERS = ("app", "tests", "examples", "tools", "pocs")  # that a trimmed archive may lack
 _OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
@@ -148,10 +150,6 @@ def _unpack(archive: Path, folder: Path) -> bool:
 
 def _patch(tree: Path) -> tuple[str, str]:
     """Install the overlay; its version, and which llama.cpp this is."""
-    sys.path.insert(0, str(REPOSITORY / "src"))
-    from turboprefill.tools.overlay import load_overlay
-    from turboprefill.tools.patcher import install
-
     overlay = load_overlay()
     found = install(tree, force=True, overlay=overlay).before
     return overlay.version, str(found.match.known or "unknown")

@@ -19,7 +19,7 @@ def draw(measured: Sequence[Row], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     rows_ = [row for row in measured if len(row.shares) > 1 and not left_out(row) and not used(row)]
-    kinds = (("llama.cpp's own path", False, "s", "#fde725"), ("TurboPrefill", True, "o", "#31688e"))
+    kinds = (("standard path", False, "s", "#fde725"), ("TurboPrefill", True, "o", "#31688e"))
     for name, turbo, marker, colour in kinds:
         mine = [row for row in rows_ if ("turbo" in row.arm) is turbo]
         xs = [row.n_prompt / row.seconds for row in mine]

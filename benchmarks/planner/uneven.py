@@ -27,12 +27,13 @@ import numpy as np
 
 from resultfile import write_document
 from turboprefill import Model, synth, virtual
+from turboprefill.calibration import calibrate
+from turboprefill.lists import split_list
 from turboprefill.planner import DoesNotFitError, Needs, make_plan, read_facts
-from turboprefill.planner.calibrate import calibrate
+from turboprefill.planner.device_spec import from_devices
 from turboprefill.planner.facts import ModelFacts
-from turboprefill.planner.places import from_devices
+from turboprefill.planner.live import live_devices
 from turboprefill.planner.plan import Plan, default_plan
-from turboprefill.planner.resolve import live_devices
 
 SIZES = ((32, 4), (96, 3))  # of the calibration
 
@@ -100,7 +101,7 @@ def main() -> int:
 def measure(options: argparse.Namespace, path: Path) -> int:
     """Calibrate, plan, read, report."""
     facts = read_facts(path)
-    slow, memory = ([float(x) for x in text.split(",")] for text in (options.slow, options.memory_gb))
+    slow, memory = ([float(x) for x in split_list(text)] for text in (options.slow, options.memory_gb))
     machine = Machine(facts, slow, memory, options.us)
     needs = Needs(n_ctx=options.prompt + 64, n_ubatch=options.ubatch)
     devices = live_devices(machine.names)
@@ -108,9 +109,9 @@ def measure(options: argparse.Namespace, path: Path) -> int:
     n_calibrate = max(size * count for size, count in SIZES)
     even = make_plan(facts, from_devices(devices), Needs(n_ctx=n_calibrate, n_ubatch=max(SIZES)[0]))
     machine.hold(even)  # as calibrate() will place the layers
-    places = calibrate(path, facts, devices, sizes=SIZES, n_threads=1)
-    planned = make_plan(facts, places, needs, options.prompt)
-    usual = default_plan(facts, places, needs, options.prompt)
+    specs = calibrate(path, facts, devices, sizes=SIZES, n_threads=1)
+    planned = make_plan(facts, specs, needs, options.prompt)
+    usual = default_plan(facts, specs, needs, options.prompt)
 
     arms: dict[str, Plan] = {"default split": usual, "planned split": planned}
     context = {"n_ctx": needs.n_ctx, "n_batch": options.prompt, "n_ubatch": options.ubatch, "n_threads": 1}

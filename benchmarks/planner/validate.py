@@ -1,7 +1,7 @@
 """Predictions against measurements: fits the planner's numbers to single GPUs, and predicts several.
 
-`python3 benchmarks/planner/validate.py` prints the tables of docs/planner.md; `--fit` prints the fitted numbers, which
-are those in src/turboprefill/planner; `--update` writes the tables into docs/planner.md.
+`python3 benchmarks/planner/validate.py` prints the tables of docs/planner-validation.md; `--fit` prints the fitted
+numbers, which are those in src/turboprefill/planner; `--update` writes the tables to that page.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from turboprefill.lists import split_list
 from turboprefill.planner.cards import REFERENCE
 from turboprefill.planner.cost import Rates, layer_cost, total
 from turboprefill.planner.facts import ModelFacts
@@ -25,16 +26,16 @@ from turboprefill.planner.links import link_from
 from turboprefill.planner.predict import HOST, host_of
 from turboprefill.planner.presets import preset_facts
 from turboprefill.planner.simulate import Host, Link, Machine, Standard, simulate
-from turboprefill.planner.split import layers_of
+from turboprefill.planner.split import equal_shares, layers_per_device
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENT = ROOT / "docs" / "planner.md"
+DOCUMENT = ROOT / "docs" / "planner-validation.md"
 BEGIN, END = "<!-- validation: begin -->\n", "<!-- validation: end -->"
 PRESETS = {"dense": "llama70", "moe": "gptoss120", "swa": "gemma3-12b", "hybrid": "granite-h-micro"}
 NAMES = {"dense": "dense", "moe": "mixture of experts", "swa": "sliding window", "hybrid": "hybrid"}
-EVERYTHING, OTHER_FILES = "all predicted rows of several GPUs", "files that no device's numbers were fitted to"
-PATHS = ("llama.cpp's own path", "TurboPrefill")
+EVERYTHING, OTHER_FILES = "all multi-GPU predictions", "result files that no device was fitted to"
+PATHS = ("standard path", "TurboPrefill")
 BLOCKING = 5.64e9  # bytes per second of a copy between GPUs that waits for them; fitted, see --fit
 MODELS_FILE = "2026-11-21-4xH200-models"
 # whose single GPUs the devices' numbers are fitted to; those of other files test them
@@ -107,11 +108,11 @@ def rows() -> Iterator[Row]:
 
 
 def _shares(text: str, n_devices: int) -> tuple[float, ...]:
-    return (1.0,) * n_devices if text == "-" else tuple(map(float, text.split(",")))
+    return (1.0,) * n_devices if text == "-" else tuple(map(float, split_list(text)))
 
 
 def _equal(n_layer: int, n_devices: int) -> tuple[float, ...]:
-    return (float(n_layer // n_devices),) * (n_devices - 1) + (n_layer // n_devices + 1.0,)
+    return tuple(map(float, equal_shares(n_layer, n_devices)))
 
 
 @cache
@@ -123,13 +124,13 @@ def facts_of(model: str, n_layer: int) -> ModelFacts:
 def left_out(row: Row) -> str:
     """Why a row is not predicted; "" if it is."""
     if row.arm in ("tensor", "proof-of-concept"):
-        return "other ways to use several GPUs"
+        return "other multi-GPU modes"
     if row.model == "hybrid" and row.arm in ("upstream", "tuned"):
         return "the standard path visits each device twice"
     if row.model == "moe" and row.source != MODELS_FILE:
-        return "older synthetic mixtures of experts, whose later layers used ever fewer experts"
+        return "older synthetic mixtures of experts whose later layers used ever fewer experts"
     if row.source.endswith("no-peer") and row.arm in ("turbo", "turbo-balanced"):
-        return "an older version, whose stages waited for each other on the devices"
+        return "an older version whose stages waited for each other on the devices"
     return ""
 
 
@@ -137,7 +138,7 @@ def predicted(row: Row, blocking: float = BLOCKING) -> float:
     """Seconds."""
     facts = facts_of(row.model, row.n_layer)
     stages, first = [], 0
-    for count in layers_of(row.shares, row.n_layer):
+    for count in layers_per_device(row.shares, row.n_layer):
         stages.append(total(layer_cost(layer, REFERENCE) for layer in facts.layers[first : first + count]))
         first += count
     turbo = "turbo" in row.arm
@@ -269,7 +270,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fit", action="store_true", help="print the fitted numbers")
-    parser.add_argument("--update", action="store_true", help="write the tables into docs/planner.md")
+    parser.add_argument("--update", action="store_true", help="write the tables to docs/planner-validation.md")
     options = parser.parse_args()
     measured = list(rows())
     if options.fit:

@@ -11,8 +11,8 @@ from turboprefill import log, options, rpc
 from turboprefill.context import Context
 from turboprefill.errors import InvalidInputError, ModelLoadError
 from turboprefill.native import core
-from turboprefill.planner.auto import UBATCH_MAX, auto_split, auto_ubatch
-from turboprefill.planner.resolve import default_devices, live_devices
+from turboprefill.planner.auto import auto_split, auto_ubatch
+from turboprefill.planner.live import default_devices, live_devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -266,7 +266,9 @@ class Model:
             return options.integer("n_ubatch", n_ubatch, 1)
         if n_ubatch != "auto":
             raise InvalidInputError(f"n_ubatch is {n_ubatch!r}; expected a number of tokens or 'auto'")
-        return auto_ubatch(self.path, self._devices(), self._tensor_split, n_tokens, min(UBATCH_MAX, n_batch))
+        return auto_ubatch(
+            self.path, self._devices(), self._tensor_split, n_tokens, min(options.DEFAULT_UBATCH, n_batch)
+        )
 
     @property
     def closed(self) -> bool:

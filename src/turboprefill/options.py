@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from turboprefill.native import core
 
 __all__ = [
+    "DEFAULT_UBATCH",
     "MAX_CTX",
     "check_auto_split",
     "check_context",
@@ -27,6 +28,7 @@ __all__ = [
 
 # What llama.cpp's own tools accept; other types end the process when the first graph is built.
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+DEFAULT_UBATCH = 512  # llama.cpp's own; "auto" takes no larger one, so that it needs no more memory than usual
 MAX_CTX = 2**26  # llama.cpp's table of cells alone takes gigabytes there
 _MAX_THREADS = 512
 _MAX_INT = 2**31 - 1

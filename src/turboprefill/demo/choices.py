@@ -8,7 +8,7 @@ from pathlib import Path
 
 from turboprefill.demo import settings, virtual_devices
 from turboprefill.demo.measure import Note, Result, Workload
-from turboprefill.planner.auto import UBATCH_MAX
+from turboprefill.options import DEFAULT_UBATCH
 
 __all__ = ["Options", "choose_workload", "needs_workers", "remarks"]
 
@@ -128,8 +128,8 @@ def _cut(
         return _Cut(split, n_ubatch or _UBATCH)
     n_ubatch = n_ubatch or choice.n_ubatch
     # virtual devices take a configured time for a graph, whatever its layers and its ubatch are
-    compare = options.virtual is None and (choice.differs or n_ubatch != UBATCH_MAX)
-    return _Cut(choice.split, n_ubatch, (options.ubatch or UBATCH_MAX) if compare else None)
+    compare = options.virtual is None and (choice.differs or n_ubatch != DEFAULT_UBATCH)
+    return _Cut(choice.split, n_ubatch, (options.ubatch or DEFAULT_UBATCH) if compare else None)
 
 
 def remarks(options: Options, result: Result) -> list[str]:

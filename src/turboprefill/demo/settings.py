@@ -10,15 +10,15 @@ from importlib import resources
 from pathlib import Path
 
 import turboprefill
-from turboprefill import synth
+from turboprefill import lists, synth
 from turboprefill.demo.measure import Note
 from turboprefill.errors import TurboPrefillError
+from turboprefill.options import DEFAULT_UBATCH
 from turboprefill.paths import cache_dir
 from turboprefill.planner import DoesNotFitError, Needs, make_plan, read_facts
-from turboprefill.planner.auto import UBATCH_MAX
-from turboprefill.planner.calibrate import cached_places
+from turboprefill.planner.live import live_devices
 from turboprefill.planner.plan import best_ubatch, default_plan
-from turboprefill.planner.resolve import live_devices
+from turboprefill.planner.speeds import with_stored_speeds
 from turboprefill.synth.archs import Shape
 
 __all__ = [
@@ -101,8 +101,7 @@ def gpu_names() -> list[str]:
 
 def split_list(text: str | None) -> list[str] | None:
     """'a, b' as ['a', 'b']; None and '' as None."""
-    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
-    return parts or None
+    return lists.split_list(text) or None
 
 
 def split_ratios(text: str | None) -> list[float] | None:
@@ -144,16 +143,16 @@ def planned(
     devices = live_devices(names, endpoints or [])
     if len(devices) < 2:
         return None
-    facts, places = read_facts(model), cached_places(model, devices)
-    needs = Needs(n_ctx=n_prompt, n_ubatch=UBATCH_MAX)
+    facts, specs = read_facts(model), with_stored_speeds(model, devices)
+    needs = Needs(n_ctx=n_prompt, n_ubatch=DEFAULT_UBATCH)
     try:
-        plan = make_plan(facts, places, needs)
+        plan = make_plan(facts, specs, needs)
     except DoesNotFitError as error:
         note(f"no layer split could be planned: {error}")
         return None
-    usual = default_plan(facts, places, needs, n_prompt)
+    usual = default_plan(facts, specs, needs, n_prompt)
     differs = [stage.n_layers for stage in usual.stages] != [stage.n_layers for stage in plan.stages]
-    return Choice([float(share) for share in plan.tensor_split], best_ubatch(plan, UBATCH_MAX), differs)
+    return Choice([float(share) for share in plan.tensor_split], best_ubatch(plan, DEFAULT_UBATCH), differs)
 
 
 def is_loopback(endpoints: list[str] | None) -> bool:

@@ -6,20 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from turboprefill.planner.calibrate import cached_places
+from turboprefill.device import Device
 from turboprefill.planner.gguf_facts import read_facts
 from turboprefill.planner.memory import Needs
 from turboprefill.planner.plan import best_ubatch, make_plan, plan_of
-from turboprefill.planner.split import places_of
-
-if TYPE_CHECKING:
-    from turboprefill.device import Device
+from turboprefill.planner.speeds import with_stored_speeds
+from turboprefill.planner.split import units_per_device
 
 __all__ = ["auto_split", "auto_ubatch"]
-
-UBATCH_MAX = 512  # llama.cpp's own default: no more memory than usual
 
 
 def auto_split(path: Path, devices: Sequence[Device]) -> list[float]:
@@ -31,7 +26,7 @@ def auto_split(path: Path, devices: Sequence[Device]) -> list[float]:
     """
     if len(devices) < 2:
         return []
-    plan = make_plan(read_facts(path), cached_places(path, devices), Needs())
+    plan = make_plan(read_facts(path), with_stored_speeds(path, devices), Needs())
     return [float(share) for share in plan.tensor_split]
 
 
@@ -45,9 +40,8 @@ def auto_ubatch(
     """
     if not devices:
         return n_ubatch_max
-    facts, places = read_facts(path), cached_places(path, devices)
+    facts, specs = read_facts(path), with_stored_speeds(path, devices)
     # by default llama.cpp goes by the memory that was free before the model was there: about all of it
-    got = places_of(shares or [float(device.memory_total or 1) for device in devices], len(facts.layers))
-    counts = [got.count(device) for device in range(len(places))]
-    plan = plan_of(facts, places, Needs(n_ctx=n_tokens, n_ubatch=n_ubatch_max), counts, n_tokens)
+    counts = units_per_device(shares or [float(device.memory_total or 1) for device in devices], len(facts.layers))
+    plan = plan_of(facts, specs, Needs(n_ctx=n_tokens, n_ubatch=n_ubatch_max), counts, n_tokens)
     return best_ubatch(plan, n_ubatch_max)

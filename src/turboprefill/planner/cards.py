@@ -1,6 +1,6 @@
-"""Speeds of graphics cards: one that we have measured, and a few that are scaled from it by their makers' numbers.
+"""Speeds of graphics cards: one that we have measured, and a few scaled from it by published numbers.
 
-The H200's rates are a fit of t(c, p) to single-GPU runs of our own (docs/planner.md says which). The others are
+The H200's rates are a fit of t(c, p) to our own single-GPU runs (listed in docs/planner-validation.md). The others are
 estimates: work by the published dense BF16/FP16 tensor throughput (with float32 accumulation), reading by the
 published memory bandwidth. Both say what a card could do, not what llama.cpp's kernels make of it. What each layer
 costs beside that is the H200's for all cards: starting kernels is work of the host and its driver.
@@ -46,7 +46,7 @@ class Card:
         )
 
 
-# benchmarks/planner/validate.py --fit prints these; docs/planner.md says from which rows.
+# benchmarks/planner/validate.py --fit prints these; docs/planner-validation.md says from which rows.
 REFERENCE = Rates(
     per_byte=3.230e-13,
     per_flop=5.704e-15,
@@ -91,7 +91,7 @@ def find_card(name: str) -> Card | None:
 
 
 def card_of(tflops: float, bandwidth: float, memory: int, name: str = "") -> Card:
-    """A card described by its data sheet.
+    """A card described by its datasheet.
 
     Raises:
         PlanError: a number is not above 0.

@@ -32,14 +32,14 @@ def draw_sweep(
         axes.plot([x for x, _ in points], [v for _, v in points], style, label=name, markersize=4)
     if mark is not None:
         axes.axvline(mark, color="#b00020", linewidth=1)
-        axes.annotate("after this, a device adds less than half of itself", (mark, 0), rotation=90, fontsize=7,
+        axes.annotate("beyond this, a device adds less than half its throughput", (mark, 0), rotation=90, fontsize=7,
                       xytext=(3, 5), textcoords="offset points", va="bottom")  # fmt: skip
     if label != "devices":
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(xs), [f"{x:,}" for x in xs], fontsize=8, rotation=45)
         axes.minorticks_off()
     axes.set_xlabel(label)
-    axes.set_ylabel("tokens per second, predicted")
+    axes.set_ylabel("predicted throughput, tokens per second")
     axes.set_ylim(bottom=0)
     axes.grid(linewidth=0.3)
     axes.legend(fontsize=8)

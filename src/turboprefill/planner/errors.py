@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from turboprefill.errors import TurboPrefillError
 
-__all__ = ["DoesNotFitError", "PlanError"]
+__all__ = ["DescribedDevicesError", "DoesNotFitError", "PlanError"]
 
 
 class PlanError(TurboPrefillError, ValueError):
     """A model file, a description of devices or a measurement cannot be planned with."""
 
 
+class DescribedDevicesError(PlanError):
+    """Devices that are only described were to be measured, or to be those of RPC servers."""
+
+
 class DoesNotFitError(PlanError):
-    """No way of giving whole layers to the devices fits into their memory.
+    """No split of whole layers fits into the memory of the devices.
 
     Attributes:
-        missing: bytes that the best way lacks, summed over its devices.
-        lacking: for each device that is too small in that way, its name and the bytes it lacks.
+        missing: bytes that the best split is short, summed over its devices.
+        lacking: for each device that is too small in that split, its name and the bytes it is short.
     """
 
     def __init__(self, message: str, *, missing: int, lacking: tuple[tuple[str, int], ...] = ()) -> None:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from turboprefill.planner.cost import Rates, layer_cost
+from turboprefill.planner.cost import Rates, layer_cost, total
 from turboprefill.planner.errors import PlanError
 from turboprefill.planner.facts import Layer
 
-__all__ = ["Sample", "fit_rates", "non_negative"]
+__all__ = ["Sample", "fit_devices", "fit_rates", "non_negative"]
 
 _EVEN = Rates(0, 0, 0)
 _OF_ONE_MODEL = ("per_byte", "per_flop", "per_key_flop")
 _SECONDS = (*_OF_ONE_MODEL, "per_layer")
+_ALIKE = 1.05  # devices whose times differ by less are equal
 _RATIOS = {"scan": "per_flop", "expert": "per_flop", "expert_byte": "per_byte"}
 
 
@@ -69,11 +70,11 @@ def fit_rates(samples: Iterable[Sample], like: Rates = _EVEN, names: Sequence[st
     for sample in samples:
         scale = sample.scale or sample.seconds
         if scale <= 0 or sample.seconds < 0:
-            raise PlanError(f"a measured time is {sample.seconds} s: expected more than 0")
+            raise PlanError(f"a measured time is {sample.seconds} s: expected a positive number")
         rows.append([_share(sample, nothing, name) / scale for name in names])
         values.append(sample.seconds / scale)
     if not any(values):
-        raise PlanError("there are no measured times above 0 to fit: expected at least one")
+        raise PlanError("there is nothing to fit: expected at least one measured time above 0")
     matrix = np.asarray(rows)
     units = np.where(matrix.max(axis=0) > 0, matrix.max(axis=0), 1.0)
     found = dict(zip(names, map(float, non_negative(matrix / units, np.asarray(values)) / units), strict=True))
@@ -91,3 +92,19 @@ def _share(sample: Sample, nothing: Rates, name: str) -> float:
         layer_cost(layer, with_it).seconds(sample.c, sample.p) - layer_cost(layer, without).seconds(sample.c, sample.p)
         for layer in sample.layers
     )
+
+
+def fit_devices(samples: Mapping[str, Sequence[Sample]], layers: Sequence[Layer], like: Rates) -> dict[str, Rates]:
+    """Rates of each device; devices that are about equally fast are taken as equal, so that noise moves no layers."""
+    alone = {name: fit_rates(mine, like) for name, mine in samples.items()}
+    c, p = max((sample.c, sample.p) for mine in samples.values() for sample in mine)
+    speed = {name: total(layer_cost(layer, r) for layer in layers).seconds(c, p) for name, r in alone.items()}
+    rates: dict[str, Rates] = {}
+    group: list[str] = []
+    for name in [*sorted(speed, key=lambda name: speed[name]), ""]:
+        if group and (not name or speed[name] > _ALIKE * speed[group[0]]):
+            together = fit_rates([sample for member in group for sample in samples[member]], like)
+            rates.update(dict.fromkeys(group, together))
+            group = []
+        group.append(name)
+    return rates

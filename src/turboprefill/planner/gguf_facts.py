@@ -40,7 +40,7 @@ def read_facts(path: str | os.PathLike[str]) -> ModelFacts:
     """The facts of a model file; of all parts, given the first one of a split model.
 
     Raises:
-        PlanError: it cannot be read, is no GGUF, or is no model with layers.
+        PlanError: it cannot be read, is not a GGUF file, or holds no model with layers.
     """
     fields, tensors = _read(Path(path))
     return facts_of(Path(path).name, fields, tensors)
@@ -103,7 +103,7 @@ def facts_of(name: str, fields: Mapping[str, Any], tensors: Iterable[Tensor]) ->
         else:
             rest.append(tensor)
     if "general.architecture" not in fields or not grouped:
-        raise PlanError(f"{name} has no layers to plan: expected the GGUF of a language model")
+        raise PlanError(f"{name} contains no layers to plan: expected the GGUF file of a language model")
     n_layer = max(grouped) + 1
     meta = _Fields(fields, n_layer)
     n_expert, n_used = meta.number("expert_count"), meta.number("expert_used_count")

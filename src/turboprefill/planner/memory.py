@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from turboprefill.options import DEFAULT_UBATCH
 from turboprefill.planner.errors import PlanError
 from turboprefill.planner.facts import Layer, ModelFacts
 
-__all__ = ["Needs", "compute_bytes", "kv_bytes", "place_bytes", "state_bytes"]
+__all__ = ["Needs", "compute_bytes", "kv_bytes", "state_bytes", "unit_bytes"]
 
 _PAD = 256  # cells that llama.cpp rounds up to
 _OUTBOXES = 2  # regions that boundaries leave from on TurboPrefill's path
@@ -23,7 +24,7 @@ class Needs:
     """What a context is going to be, with the names of :meth:`turboprefill.Model.context`."""
 
     n_ctx: int = 4096
-    n_ubatch: int = 512
+    n_ubatch: int = DEFAULT_UBATCH
     n_seq_max: int = 1
     type_k: str = "f16"
     type_v: str = "f16"
@@ -41,7 +42,7 @@ def _row_bytes(values: int, kind: str) -> float:
     try:
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]]
     except KeyError:
-        raise PlanError(f"{kind!r} is no type for a KV cache: expected one such as f16, q8_0 or q4_0") from None
+        raise PlanError(f"{kind!r} is not a KV cache type: expected one such as f16, q8_0 or q4_0") from None
     return values * size / block
 
 
@@ -78,7 +79,7 @@ def output_bytes(facts: ModelFacts, needs: Needs) -> int:
     return facts.output_bytes + 4 * needs.n_ubatch * facts.n_vocab
 
 
-def place_bytes(facts: ModelFacts, needs: Needs) -> list[int]:
-    """Bytes of each layer, and of the output layer as the last place."""
+def unit_bytes(facts: ModelFacts, needs: Needs) -> list[int]:
+    """Bytes of each unit: of each layer, and last of the output."""
     layers = [layer.weight_bytes + kv_bytes(layer, needs) + state_bytes(layer, needs) for layer in facts.layers]
     return [*layers, output_bytes(facts, needs)]

@@ -31,9 +31,9 @@ def draw(path: Path, plan: Plan, title: str) -> None:
     for row, stage in enumerate(plan.stages):
         if stage.memory is not None:
             left.plot([stage.memory / 1e9] * 2, [row - 0.45, row + 0.45], color="#b00020", linewidth=1.5)
-    left.set_xlabel("memory, GB; red: what may be used")
+    left.set_xlabel("memory, GB (red: capacity)")
     left.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
-    slowest = max((stage.seconds for stage in plan.stages), default=0.0) or 1.0
+    slowest = plan.slowest_seconds or 1.0
     shares = [100 * stage.seconds / slowest for stage in plan.stages]
     bars = right.barh(rows, shares, color="#443983")
     right.bar_label(bars, [f"{stage.n_layers} layers" for stage in plan.stages], fontsize=8, padding=2)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from turboprefill.planner import memory
-from turboprefill.planner.balance import Seat, balance
+from turboprefill.planner.balance import balance
 from turboprefill.planner.cost import Cost, flow_seconds, layer_cost, pipeline_seconds, prompt_seconds, total
+from turboprefill.planner.device_spec import DeviceSpec
 from turboprefill.planner.errors import PlanError
 from turboprefill.planner.facts import ModelFacts
 from turboprefill.planner.memory import Needs
-from turboprefill.planner.places import Place
-from turboprefill.planner.split import places_of, shares_for
+from turboprefill.planner.split import shares_for, units_per_device
 from turboprefill.planner.ubatch import choose_ubatch
 
-__all__ = ["Plan", "Stage", "best_ubatch", "default_counts", "default_plan", "make_plan", "plan_of"]
+__all__ = ["Plan", "Stage", "best_ubatch", "choose_plan", "default_counts", "default_plan", "make_plan", "plan_of"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class Stage:
         """Bytes in all."""
         return self.weights + self.kv + self.state + self.buffers
 
+    @property
+    def fits(self) -> bool:
+        """Whether the device has room for all of it, as far as that is known."""
+        return self.memory is None or self.used <= self.memory
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -75,6 +80,16 @@ class Plan:
     def busy(self) -> list[Stage]:
         """Stages that hold layers."""
         return [stage for stage in self.stages if stage.n_layers]
+
+    @property
+    def fits(self) -> bool:
+        """Whether all stages fit into the memory of their devices."""
+        return all(stage.fits for stage in self.stages)
+
+    @property
+    def slowest_seconds(self) -> float:
+        """Time that the slowest stage computes for the prompt."""
+        return max((stage.seconds for stage in self.stages), default=0.0)
 
     @property
     def seconds(self) -> float:
@@ -115,17 +130,17 @@ class Plan:
         }
 
 
-def costs_of(facts: ModelFacts, place: Place) -> list[Cost]:
+def costs_of(facts: ModelFacts, device: DeviceSpec) -> list[Cost]:
     """What each layer costs on a device."""
-    return [layer_cost(layer, place.rates) for layer in facts.layers]
+    return [layer_cost(layer, device.rates) for layer in facts.layers]
 
 
-def make_plan(facts: ModelFacts, places: Sequence[Place], needs: Needs, n_prompt: int | None = None) -> Plan:
+def make_plan(facts: ModelFacts, devices: Sequence[DeviceSpec], needs: Needs, n_prompt: int | None = None) -> Plan:
     """The best plan.
 
     Args:
         facts: the model.
-        places: the devices, in llama.cpp's order.
+        devices: the devices, in llama.cpp's order.
         needs: the context.
         n_prompt: tokens of a usual prompt; the whole context by default.
 
@@ -135,34 +150,49 @@ def make_plan(facts: ModelFacts, places: Sequence[Place], needs: Needs, n_prompt
     """
     n = n_prompt or needs.n_ctx
     fixed = memory.compute_bytes(facts, needs)
-    seats = [
-        Seat(
-            # the output layer computes one row of a prompt, next to nothing
-            [*(float(prompt_seconds(cost, n, needs.n_ubatch).sum()) for cost in costs_of(facts, place)), 0.0],
-            place.memory,
-            fixed,
-            place.name,
-        )
-        for place in places
+    times = [
+        # the output computes one row of a prompt, next to nothing
+        [*(float(prompt_seconds(cost, n, needs.n_ubatch).sum()) for cost in costs_of(facts, device)), 0.0]
+        for device in devices
     ]
-    return plan_of(facts, places, needs, balance(memory.place_bytes(facts, needs), seats), n)
+    capacities = [None if device.memory is None else device.memory - fixed for device in devices]
+    names = [device.name for device in devices]
+    counts = balance(memory.unit_bytes(facts, needs), times, capacities, names)
+    return plan_of(facts, devices, needs, counts, n)
 
 
-def plan_of(facts: ModelFacts, places: Sequence[Place], needs: Needs, counts: Sequence[int], n_prompt: int) -> Plan:
-    """The plan with so many places (layers, and the output layer) on each device, whether it is good or not."""
+def choose_plan(
+    facts: ModelFacts,
+    devices: Sequence[DeviceSpec],
+    needs: Needs,
+    n_prompt: int | None = None,
+    *,
+    auto_ubatch: bool = False,
+) -> Plan:
+    """As :func:`make_plan`; with `auto_ubatch`, the ubatch is chosen too, of at most `needs.n_ubatch` tokens."""
+    plan = make_plan(facts, devices, needs, n_prompt)
+    if not auto_ubatch:
+        return plan
+    return make_plan(facts, devices, replace(needs, n_ubatch=best_ubatch(plan, needs.n_ubatch)), n_prompt)
+
+
+def plan_of(
+    facts: ModelFacts, devices: Sequence[DeviceSpec], needs: Needs, counts: Sequence[int], n_prompt: int
+) -> Plan:
+    """The plan with so many units (layers, and the output) on each device, whether it is good or not."""
     if sum(counts) != len(facts.layers) + 1:
-        raise PlanError(f"{list(counts)} are {sum(counts)} places: expected {len(facts.layers) + 1}")
+        raise PlanError(f"{list(counts)} are {sum(counts)} units: expected {len(facts.layers) + 1}")
     stages, first = [], 0
     fixed = memory.compute_bytes(facts, needs)
-    for place, count in zip(places, counts, strict=True):
+    for device, count in zip(devices, counts, strict=True):
         has_output = count > 0 and first + count == len(facts.layers) + 1
         n_layers = count - has_output
         layers = facts.layers[first : first + n_layers]
-        cost = total(layer_cost(layer, place.rates) for layer in layers)
+        cost = total(layer_cost(layer, device.rates) for layer in layers)
         logits = memory.output_bytes(facts, needs) - facts.output_bytes
         stages.append(
             Stage(
-                device=place.name,
+                device=device.name,
                 first=first,
                 n_layers=n_layers,
                 has_output=has_output,
@@ -170,27 +200,26 @@ def plan_of(facts: ModelFacts, places: Sequence[Place], needs: Needs, counts: Se
                 kv=sum(memory.kv_bytes(layer, needs) for layer in layers),
                 state=sum(memory.state_bytes(layer, needs) for layer in layers),
                 buffers=(fixed if count else 0) + has_output * logits,
-                memory=place.memory,
+                memory=device.memory,
                 seconds=float(prompt_seconds(cost, n_prompt, needs.n_ubatch).sum()) if n_layers else 0.0,
                 cost=cost,
             )
         )
         first += count
-    sources = tuple(dict.fromkeys(place.source for place in places))
-    timed = all(place.timed for place in places)
+    sources = tuple(dict.fromkeys(device.source for device in devices))
+    timed = all(device.timed for device in devices)
     return Plan(tuple(stages), tuple(shares_for(counts)), needs, n_prompt, timed, sources)
 
 
-def default_counts(facts: ModelFacts, places: Sequence[Place]) -> list[int]:
-    """The places that llama.cpp gives to each device without ``-ts``: by free memory."""
-    shares = [1.0 if place.memory is None else float(place.memory) for place in places]
-    got = places_of(shares, len(facts.layers))
-    return [got.count(device) for device in range(len(places))]
+def default_counts(facts: ModelFacts, devices: Sequence[DeviceSpec]) -> list[int]:
+    """The units that llama.cpp gives to each device without ``-ts``: by free memory."""
+    shares = [1.0 if device.memory is None else float(device.memory) for device in devices]
+    return units_per_device(shares, len(facts.layers))
 
 
-def default_plan(facts: ModelFacts, places: Sequence[Place], needs: Needs, n_prompt: int) -> Plan:
+def default_plan(facts: ModelFacts, devices: Sequence[DeviceSpec], needs: Needs, n_prompt: int) -> Plan:
     """What llama.cpp does without ``-ts``, whether it fits or not."""
-    return plan_of(facts, places, needs, default_counts(facts, places), n_prompt)
+    return plan_of(facts, devices, needs, default_counts(facts, devices), n_prompt)
 
 
 def best_ubatch(plan: Plan, n_ubatch_max: int) -> int:

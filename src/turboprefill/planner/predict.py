@@ -1,18 +1,19 @@
-"""Predictions: a model, devices, a link and a prompt make a machine; its speed, alone or over a range."""
+"""A prediction: a model, devices, a link and a prompt make a machine, which is simulated."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from turboprefill.options import DEFAULT_UBATCH
+from turboprefill.planner.device_spec import DeviceSpec
 from turboprefill.planner.errors import DoesNotFitError
 from turboprefill.planner.facts import ModelFacts
 from turboprefill.planner.memory import Needs
-from turboprefill.planner.places import Place
-from turboprefill.planner.plan import Plan, best_ubatch, default_plan, make_plan
+from turboprefill.planner.plan import Plan, choose_plan, default_plan
 from turboprefill.planner.simulate import Host, Link, Machine, Standard, simulate
 
-__all__ = ["HOST", "Point", "machine_of", "pays_until", "predict", "sweep_devices"]
+__all__ = ["HOST", "Point", "host_of", "machine_of", "predict"]
 
 # Seconds of capture, from the statistics of runs on 8x H200: benchmarks/planner/validate.py --fit.
 HOST = Host(per_ubatch=0.74e-3, per_cell=2.98e-10)
@@ -63,18 +64,18 @@ def machine_of(facts: ModelFacts, plan: Plan, link: Link, host: Host | None = No
 
 def predict(
     facts: ModelFacts,
-    places: Sequence[Place],
+    devices: Sequence[DeviceSpec],
     link: Link,
     n_prompt: int,
     *,
     needs: Needs | None = None,
     n_ubatch: int | None = None,
-    n_ubatch_max: int = 512,
+    n_ubatch_max: int = DEFAULT_UBATCH,
 ) -> Point:
     """One prediction, with the best split of the layers.
 
     Args:
-        facts, places: the model and the devices.
+        facts, devices: the model and the devices.
         link: between neighbours.
         n_prompt: tokens of the prompt.
         needs: the context; by default one for the prompt. Its ubatch is replaced.
@@ -82,59 +83,19 @@ def predict(
     """
     needs = replace(needs or Needs(n_ctx=n_prompt), n_ubatch=n_ubatch or n_ubatch_max)
     try:
-        plan = make_plan(facts, places, needs, n_prompt)
-        if n_ubatch is None:
-            needs = replace(needs, n_ubatch=best_ubatch(plan, n_ubatch_max))
-            plan = make_plan(facts, places, needs, n_prompt)
+        plan = choose_plan(facts, devices, needs, n_prompt, auto_ubatch=n_ubatch is None)
     except DoesNotFitError as error:
-        return Point(len(places), n_prompt, needs.n_ubatch, missing=error.missing)
-    machine = machine_of(facts, plan, link)
-    done = simulate(machine, n_prompt, needs.n_ubatch)
-    usual = machine_of(facts, default_plan(facts, places, needs, n_prompt), link)
-    rules = Standard(blocking=link.staged)
-    theirs = simulate(replace(usual, host=Host()), n_prompt, needs.n_ubatch, rules).seconds
+        return Point(len(devices), n_prompt, needs.n_ubatch, missing=error.missing)
+    n_ubatch = plan.needs.n_ubatch
+    done = simulate(machine_of(facts, plan, link), n_prompt, n_ubatch)
+    usual = machine_of(facts, default_plan(facts, devices, plan.needs, n_prompt), link, Host())
+    standard = simulate(usual, n_prompt, n_ubatch, Standard(blocking=link.staged))
     return Point(
         len(plan.busy),
         n_prompt,
-        needs.n_ubatch,
+        n_ubatch,
         done.seconds,
-        theirs,
+        standard.seconds,
         devices_busy=max(done.busy) / done.seconds,
         host_busy=done.host / done.seconds,
     )
-
-
-def sweep_devices(
-    facts: ModelFacts,
-    places: Sequence[Place],
-    link: Link,
-    n_prompt: int,
-    most: int,
-    *,
-    needs: Needs | None = None,
-    n_ubatch: int | None = None,
-) -> list[Point]:
-    """Predictions for 1 to `most` devices: those given, and then more like the last one."""
-    points = []
-    for n in range(1, most + 1):
-        some = [*places[:n], *(replace(places[-1], name=f"more{i}") for i in range(n - len(places)))]
-        point = predict(facts, some, link, n_prompt, needs=needs, n_ubatch=n_ubatch)
-        points.append(replace(point, n_devices=n))
-    return points
-
-
-def pays_until(points: Sequence[Point]) -> int | None:
-    """The number of devices after which none adds half of what a device alone would do.
-
-    Compared with each larger number in `points`, because layers that cannot be shared evenly make steps.
-    Speed per device is that of the smallest number that fits. None if nothing fits.
-    """
-    fitting = [point for point in points if point.seconds]
-    if not fitting:
-        return None
-    share = fitting[0].speed / fitting[0].n_devices / 2
-    for i, point in enumerate(fitting):
-        later = fitting[i + 1 :]
-        if all(more.speed - point.speed < share * (more.n_devices - point.n_devices) for more in later):
-            return point.n_devices
-    return fitting[-1].n_devices

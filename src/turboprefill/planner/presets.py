@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from turboprefill import synth
 from turboprefill.planner.facts import ModelFacts
-from turboprefill.planner.gguf_facts import facts_of
+from turboprefill.planner.gguf_facts import facts_of, read_facts
 from turboprefill.synth import archs, weights
 
-__all__ = ["PRESETS", "preset_facts"]
+__all__ = ["PRESETS", "load_facts", "preset_facts"]
 
 PRESETS = tuple(synth.PRESETS)
+
+
+def load_facts(model: str) -> ModelFacts:
+    """The facts of a model file, or of a preset if there is no such file.
+
+    Raises:
+        PlanError: the file cannot be read, or is not a model.
+    """
+    if model in PRESETS and not Path(model).exists():
+        return preset_facts(model)
+    return read_facts(model)
 
 
 def preset_facts(preset: str, n_layers: int | None = None) -> ModelFacts:

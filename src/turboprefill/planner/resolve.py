@@ -1,21 +1,67 @@
-"""From what a user types to the devices of a plan."""
+"""From what a user types to the devices of a plan.
+
+Devices that are only described need no native module, so it is imported where it is needed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turboprefill.planner.errors import PlanError
-from turboprefill.planner.places import Place, from_table, from_text, read_table
+from turboprefill.lists import split_list
+from turboprefill.planner.descriptions import from_table, from_text, read_table
+from turboprefill.planner.device_spec import DeviceSpec, from_devices
+from turboprefill.planner.errors import DescribedDevicesError, PlanError
 
 if TYPE_CHECKING:
     from turboprefill.device import Device
 
-__all__ = ["default_devices", "described_places", "live_devices"]
+__all__ = ["Measure", "described_devices", "find_devices"]
+
+Measure = Callable[[Sequence["Device"]], list[DeviceSpec]]
 
 
-def described_places(text: str) -> list[Place] | None:
+def find_devices(
+    model: str, text: str | None, endpoints: Sequence[str] = (), measure: Measure | None = None
+) -> list[DeviceSpec]:
+    """The devices to plan for, with measured speeds where there are any.
+
+    Args:
+        model: the model file. If it does not exist, no speeds were measured with it.
+        text: a JSON file, a short description, or names of devices of this process; None for all GPUs.
+        endpoints: RPC servers whose devices to plan for.
+        measure: measures the speed of devices; without it, speeds that were measured earlier are used.
+
+    Raises:
+        DescribedDevicesError: devices that are only described are to be measured, or to be those of RPC servers.
+        PlanError: there are no such devices.
+        EndpointError: an RPC server cannot be used.
+    """
+    described = described_devices(text) if text else None
+    if described is None:
+        return _live(Path(model), split_list(text) or None, endpoints, measure)
+    if measure is not None or endpoints:
+        raise DescribedDevicesError(
+            f"--devices {text} only describes devices, but --calibrate and --rpc need real ones: name devices of this "
+            "machine, or leave one of the options out"
+        )
+    return described
+
+
+def _live(
+    model: Path, names: Sequence[str] | None, endpoints: Sequence[str], measure: Measure | None
+) -> list[DeviceSpec]:
+    from turboprefill.planner.live import live_devices
+    from turboprefill.planner.speeds import with_stored_speeds
+
+    devices = live_devices(names, endpoints)
+    if not model.is_file():
+        return from_devices(devices)
+    return measure(devices) if measure is not None else with_stored_speeds(model, devices)
+
+
+def described_devices(text: str) -> list[DeviceSpec] | None:
     """Devices from a JSON file or a short description; None if `text` names devices of this process.
 
     Raises:
@@ -27,52 +73,16 @@ def described_places(text: str) -> list[Place] | None:
     try:
         return from_text(text)
     except PlanError:
-        if set(_names(text)) <= _known():
+        if set(split_list(text)) <= _known():
             return None
         raise
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def _known() -> set[str]:
-    import turboprefill
-
+    """Names of the devices of this process."""
     try:
-        return {device.name for device in turboprefill.devices()}
+        from turboprefill.device import devices
+
+        return {device.name for device in devices()}
     except ImportError:  # without the native module there are none
         return set()
-
-
-def default_devices() -> list[Device]:
-    """The GPUs that llama.cpp takes by itself: those of this machine, else an integrated one; perhaps none."""
-    import turboprefill
-
-    found = turboprefill.devices()
-    local = [device for device in found if device.type == "gpu" and device.backend not in ("RPC", "VIRT")]
-    return local or [device for device in found if device.type == "igpu"][:1]
-
-
-def live_devices(names: Sequence[str] | None = None, endpoints: Sequence[str] = ()) -> list[Device]:
-    """Devices of this process: by name, or those of RPC servers, or the GPUs that llama.cpp takes by itself.
-
-    Raises:
-        PlanError: there are none, or not this one.
-        EndpointError: an RPC server cannot be used.
-    """
-    import turboprefill
-    from turboprefill import rpc
-
-    remote = [name for endpoint in endpoints for name in rpc.add_server(endpoint)]
-    known = {device.name: device for device in turboprefill.devices()}
-    if names is None:
-        names = remote or [device.name for device in default_devices()]
-    if not names:
-        raise PlanError(
-            "there is no GPU here: name the devices to plan for with --devices, as in --devices 8x80GB, or give "
-            "RPC servers with --rpc"
-        )
-    if missing := [name for name in names if name not in known]:
-        raise PlanError(f"there is no device {missing[0]!r}: expected some of {', '.join(known)}")
-    return [known[name] for name in names]

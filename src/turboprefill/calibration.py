@@ -1,72 +1,33 @@
-"""Speeds measured here: the times of the devices while they read a short prompt in two sizes of ubatches.
-
-Kept in the cache for the same model file, devices and build.
-"""
+"""Measures the speed of devices: their times while they read a short prompt in two sizes of ubatches."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from turboprefill.paths import cache_dir
-from turboprefill.planner.cost import Rates, layer_cost, total
+from turboprefill.context import Context
+from turboprefill.device import Device
+from turboprefill.model import Model
+from turboprefill.planner.device_spec import DeviceSpec, from_devices
 from turboprefill.planner.errors import PlanError
 from turboprefill.planner.facts import Layer, ModelFacts
-from turboprefill.planner.fit import Sample, fit_rates
+from turboprefill.planner.fit import Sample, fit_devices
 from turboprefill.planner.memory import Needs
-from turboprefill.planner.places import Place, from_devices
 from turboprefill.planner.plan import Plan, make_plan
+from turboprefill.planner.speeds import measured, store_speeds
 
-if TYPE_CHECKING:
-    from turboprefill import Context, Device, Model
-
-__all__ = ["cached_places", "calibrate"]
+__all__ = ["SIZES", "calibrate"]
 
 SIZES = ((128, 8), (512, 5))  # tokens of a ubatch, and how many of them
 _REPEATS = 3
-_ALIKE = 1.05  # devices whose times differ by less are equal
 _SHORTEST = 1e-5  # seconds that can be told from 0
-_HEADER = 1 << 16
-MEASURED = "measured here"
 Note = Callable[[str], None]
-
-
-def _key(path: Path, devices: Sequence[Device]) -> str:
-    """Changes with the model file, the devices and what computes on them."""
-    from turboprefill import __version__
-    from turboprefill.native import core
-
-    status = path.stat()
-    with path.open("rb") as file:
-        header = hashlib.blake2b(file.read(_HEADER), digest_size=16).hexdigest()
-    facts = [
-        [status.st_size, status.st_mtime_ns, header],
-        [[d.name, d.description, d.memory_total] for d in devices],
-        [__version__, core.OVERLAY_VERSION, core.llama_version()],
-    ]
-    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
-
-
-def _file(path: Path, devices: Sequence[Device]) -> Path:
-    return cache_dir() / "planner" / f"{_key(path, devices)}.json"
-
-
-def cached_places(path: Path, devices: Sequence[Device]) -> list[Place]:
-    """The devices with the speeds that were measured for this model; those of :func:`from_devices` if none were."""
-    places = from_devices(devices)
-    try:
-        rates = json.loads(_file(path, devices).read_text(encoding="utf-8"))["rates"]
-        return [replace(place, rates=Rates(**rates[place.name]), source=MEASURED) for place in places]
-    except (OSError, ValueError, KeyError, TypeError):
-        return places
 
 
 def calibrate(
@@ -77,14 +38,14 @@ def calibrate(
     *,
     sizes: Sequence[tuple[int, int]] = SIZES,
     **options: Any,
-) -> list[Place]:
+) -> list[DeviceSpec]:
     """Measure each device's speed with this model, and keep it in the cache.
 
     Takes as long as reading about 3,600 tokens four times, after loading the model, by default.
 
     Args:
         path, facts: the model.
-        devices: where to place it; all get layers.
+        devices: what holds it; all get layers.
         note: told what happens next.
         sizes: tokens of a ubatch, and how many of them to read, for at least two sizes.
         options: more for :meth:`turboprefill.Model.context`.
@@ -94,14 +55,14 @@ def calibrate(
         PlanError: a device got no layers, or the timeline misses one.
         TurboPrefillError: loading or decoding failed.
     """
-    from turboprefill import Model
-
-    places = from_devices(devices)
+    specs = from_devices(devices)
     n_ctx = max(size * count for size, count in sizes)
-    even = [replace(place, rates=places[0].rates) for place in places]
+    even = [replace(spec, rates=specs[0].rates) for spec in specs]
     plan = make_plan(facts, even, Needs(n_ctx=n_ctx, n_ubatch=max(size for size, _ in sizes)))
     if idle := [stage.device for stage in plan.stages if not stage.n_layers]:
-        raise PlanError(f"there is nothing to measure on {idle[0]}: the model has too few layers for all devices")
+        raise PlanError(
+            f"cannot measure {idle[0]}: the model has too few layers for {len(devices)} devices; plan for fewer"
+        )
     note("loading the model")
     names = [device.name for device in devices]
     times: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -112,9 +73,9 @@ def calibrate(
                 for device, p, seconds in _measure(context, model, size, count):
                     times[device][size, p].append(seconds)
     samples = {name: _samples(plan, facts.layers, name, times[name]) for name in names}
-    rates = fit_devices(samples, facts.layers, places[0].rates)
-    _keep(_file(path, devices), rates)
-    return [replace(place, rates=rates[place.name], source=MEASURED) for place in places]
+    rates = fit_devices(samples, facts.layers, specs[0].rates)
+    store_speeds(path, devices, rates)
+    return measured(devices, rates)
 
 
 def _measure(context: Context, model: Model, size: int, count: int) -> Iterator[tuple[str, int, float]]:
@@ -141,31 +102,8 @@ def _samples(
     stage = next(stage for stage in plan.stages if stage.device == device)
     mine = layers[stage.first : stage.first + stage.n_layers]
     if not times:
-        raise PlanError(f"the timeline has nothing about {device}: its speed cannot be measured")
+        raise PlanError(f"cannot measure {device}: the timeline has no entries for it")
     seconds = {key: statistics.median(values) for key, values in times.items()}
     # compared with what is usual for this size: a single odd time, even one of 0, does not count for more than others
     usual = {c: statistics.median(t for (other, _), t in seconds.items() if other == c) for c, _ in seconds}
     return [Sample(mine, c, p, t, max(usual[c], _SHORTEST)) for (c, p), t in seconds.items()]
-
-
-def fit_devices(samples: dict[str, list[Sample]], layers: Sequence[Layer], like: Rates) -> dict[str, Rates]:
-    """Rates of each device; devices that are about equally fast are taken as equal, so that noise moves no layers."""
-    alone = {name: fit_rates(mine, like) for name, mine in samples.items()}
-    c, p = max((sample.c, sample.p) for mine in samples.values() for sample in mine)
-    speed = {name: total(layer_cost(layer, r) for layer in layers).seconds(c, p) for name, r in alone.items()}
-    rates: dict[str, Rates] = {}
-    group: list[str] = []
-    for name in [*sorted(speed, key=lambda name: speed[name]), ""]:
-        if group and (not name or speed[name] > _ALIKE * speed[group[0]]):
-            together = fit_rates([sample for member in group for sample in samples[member]], like)
-            rates.update(dict.fromkeys(group, together))
-            group = []
-        group.append(name)
-    return rates
-
-
-def _keep(file: Path, rates: dict[str, Rates]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".part")
-    partial.write_text(json.dumps({"rates": {name: asdict(r) for name, r in rates.items()}}, indent=1))
-    partial.replace(file)
