@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,14 @@ def test_a_link_of_a_table(tmp_path: Path) -> None:
 def test_options_that_make_no_sense(options: tuple[str, ...]) -> None:
     done = run("simulate", "llama8", "--devices", "2xH200", *options)
     assert done.exit_code == 2, done.output
+
+
+@pytest.mark.parametrize("command", [("plan",), ("simulate", "--sweep", "gpus")], ids=lambda parts: parts[0])
+def test_a_picture_without_matplotlib_is_refused_before_any_work(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = run(command[0], "llama8", "--devices", "4xH200", *command[1:], "--out", tmp_path / "x.png")
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert "pip install 'turboprefill[plots]'" in done.stderr

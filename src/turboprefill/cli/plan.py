@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from turboprefill import plots
 from turboprefill.cli.console import err, out
 from turboprefill.cli.plan_options import JsonOption, ModelArgument, RpcOption, UbatchOption, devices_of, ubatch_of
 from turboprefill.options import DEFAULT_UBATCH
@@ -66,6 +67,8 @@ def plan(
     from turboprefill.planner.plan import choose_plan, default_plan
     from turboprefill.planner.presets import load_facts
 
+    if out_file is not None:
+        plots.require(out_file)
     facts = load_facts(model)
     ubatch = ubatch_of(n_ubatch)
     needs = Needs(n_ctx, min(ubatch or DEFAULT_UBATCH, n_ctx), n_seq_max, type_k, type_v)

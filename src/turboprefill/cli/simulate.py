@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from turboprefill import plots
 from turboprefill.cli.console import err, out
 from turboprefill.cli.plan_options import JsonOption, ModelArgument, RpcOption, UbatchOption, devices_of, ubatch_of
 from turboprefill.options import DEFAULT_UBATCH
@@ -71,6 +72,8 @@ def simulate(
 
     if over is not None and over not in SWEEPS:
         raise typer.BadParameter(f"--sweep is {over!r}: expected one of {', '.join(SWEEPS)}")
+    if out_file is not None:
+        plots.require(out_file)
     facts = load_facts(model)
     specs = devices_of(model, devices, rpc)
     way = find_link(link, devices, latency_us, None if peer is None else not peer)
