@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from turboprefill import Span, plots
 from turboprefill.cli import app
-from turboprefill.demo import report, settings, timeline
+from turboprefill.demo import picture, report, settings, timeline
 from turboprefill.demo.measure import Arm, Result, Workload, busy_percent
 
 PINNED = {
@@ -117,7 +117,7 @@ def test_busy_counts_overlapping_spans_once() -> None:
 
 def test_the_picture_shows_devices_in_the_order_of_their_stages(tmp_path: Path) -> None:
     spans = [span("Z", 0, 0, 0, 10), span("A", 1, 0, 10, 20), span("M", 2, 0, 20, 30)]
-    assert timeline.rows(spans, []) == ["Z", "A", "M"]
+    assert picture.rows(spans, []) == ["Z", "A", "M"]
     timeline.draw(tmp_path / "t.png", spans, staircase(20), "title")
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
 

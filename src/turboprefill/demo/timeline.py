@@ -1,66 +1,21 @@
-"""The demo's picture: what each device did when, on both paths, over one time axis. As PNG or as HTML."""
+"""Draws the demo's picture: as PNG or as HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turboprefill import plots
+from turboprefill.demo import timeline_html, timeline_png
+from turboprefill.demo.picture import picture_of
 
 if TYPE_CHECKING:
     from turboprefill import Span
 
-__all__ = ["Bar", "Panel", "Picture", "check", "default_path", "draw", "rows"]
+__all__ = ["check", "default_path", "draw"]
 
-_SHORTEST_MS = 1e-3  # an axis has to end somewhere
 _HTML = (".html", ".htm")
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A device at work on one ubatch.
-
-    Attributes:
-        device: name of the device.
-        ubatch: counted from 0 within its path.
-        start_ms, end_ms: since the path's first span began.
-    """
-
-    device: str
-    ubatch: int
-    start_ms: float
-    end_ms: float
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One path: its bars, how many ubatches they belong to, and milliseconds from the first start to the last end."""
-
-    name: str
-    bars: tuple[Bar, ...]
-    n_ubatches: int
-    length_ms: float
-
-    @property
-    def title(self) -> str:
-        """Name and length."""
-        return f"{self.name}: {self.length_ms:,.0f} ms"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Both paths above each other, with a row for each of `devices`."""
-
-    title: str
-    devices: tuple[str, ...]
-    panels: tuple[Panel, Panel]
-
-    @property
-    def length_ms(self) -> float:
-        """Length of the time axis that the panels share."""
-        return max(_SHORTEST_MS, *(panel.length_ms for panel in self.panels))
 
 
 def default_path() -> Path:
@@ -85,30 +40,5 @@ def draw(path: Path, standard: Sequence[Span], turbo: Sequence[Span], title: str
         OSError: the file cannot be written.
         PlotsMissingError: a PNG is wanted, and matplotlib is not installed.
     """
-    picture = Picture(
-        title, tuple(rows(standard, turbo)), (_panel("standard path", standard), _panel("TurboPrefill", turbo))
-    )
-    if path.suffix.lower() in _HTML:
-        from turboprefill.demo import timeline_html
-
-        timeline_html.write(path, picture)
-    else:
-        from turboprefill.demo import timeline_png
-
-        timeline_png.write(path, picture)
-
-
-def rows(*paths: Sequence[Span]) -> list[str]:
-    """The devices of the picture, in the order of their stages."""
-    first: dict[str, int] = {}
-    for span in (s for spans in paths for s in spans):
-        first[span.device] = min(first.get(span.device, span.stage), span.stage)
-    return sorted(first, key=lambda device: (first[device], device))
-
-
-def _panel(name: str, spans: Sequence[Span]) -> Panel:
-    start = min((s.t_start_us for s in spans), default=0)
-    end = max((s.t_end_us for s in spans), default=0)
-    order = {ubatch: i for i, ubatch in enumerate(sorted({s.ubatch for s in spans}))}
-    bars = (Bar(s.device, order[s.ubatch], (s.t_start_us - start) / 1000, (s.t_end_us - start) / 1000) for s in spans)
-    return Panel(name, tuple(bars), len(order), (end - start) / 1000)
+    write = timeline_html.write if path.suffix.lower() in _HTML else timeline_png.write
+    write(path, picture_of(standard, turbo, title))

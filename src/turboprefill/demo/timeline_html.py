@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from turboprefill.demo.timeline import Bar, Panel, Picture
+from turboprefill.demo.picture import Bar, Panel, Picture
 
 __all__ = ["write"]
 

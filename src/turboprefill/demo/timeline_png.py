@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from turboprefill import plots
-from turboprefill.demo.timeline import Panel, Picture
+from turboprefill.demo.picture import Panel, Picture
 
 __all__ = ["write"]
 
