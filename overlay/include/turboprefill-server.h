@@ -163,7 +163,7 @@ private:
     bool             finishing = false;
     int64_t          n_faults  = 0;
 
-    // while it exists, slots have the i_batch of that batch; when it ends, their own again, and the context its own results
+    // while one exists, slots have the i_batch of that batch; afterwards they, and the context's results, are restored
     struct in_use {
         llama_context *            ctx;
         const kept &               batch;

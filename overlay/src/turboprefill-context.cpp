@@ -158,8 +158,8 @@ static bool llama_turboprefill_removes_on_host(const llama_memory_i * memory) {
            dynamic_cast<const llama_memory_hybrid_iswa *>(memory);
 }
 
-// deferred tokens must not get cells that this frees: if it frees any, everything deferred is computed first. most calls come
-// before a batch and free none
+// deferred tokens must not get cells that this frees: if it frees any, everything deferred is computed first. most calls
+// come before a batch and free none
 void llama_turboprefill_before_remove(llama_memory_i * memory, llama_seq_id seq_id, llama_pos p0) {
     auto * tp = llama_turboprefill_of_memory(memory);
     if (!tp) {

@@ -102,7 +102,7 @@ static std::vector<int> llama_turboprefill_balance(const std::vector<llama_turbo
     return counts;
 }
 
-// whether the devices are equally fast, as far as can be told. one with less free memory is in use by others, too
+// whether the devices are equally fast, as far as that is known. one with less free memory is used by others, too
 static bool llama_turboprefill_one_kind(const llama_model & model, const std::vector<float> & free) {
     if (*std::min_element(free.begin(), free.end()) < 0.9*(*std::max_element(free.begin(), free.end()))) {
         return false;

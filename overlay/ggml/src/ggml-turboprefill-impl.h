@@ -216,7 +216,7 @@ void ggml_turboprefill_watch(ggml_turboprefill_engine * engine); // starts engin
 
 // ggml-turboprefill-worker.cpp
 void ggml_turboprefill_work(ggml_turboprefill_engine * engine, int s); // thread of worker s, until the engine stops
-void ggml_turboprefill_wait_issued(ggml_turboprefill_engine * engine, ggml_turboprefill_waiter & waiter, int s, int64_t ubatch); // until worker s has issued it
+void ggml_turboprefill_wait_issued(ggml_turboprefill_engine * engine, ggml_turboprefill_waiter & waiter, int s, int64_t ubatch); // by worker s
 
 // ggml-turboprefill-transport.cpp
 bool ggml_turboprefill_make_link(ggml_turboprefill_engine * engine, int from, int to); // true: peer copies
