@@ -1,7 +1,7 @@
-// memory of the devices: host memory that says it is none, so that the scheduler makes copies as it does for GPUs
+// memory of virtual devices: host memory that claims not to be, so that the scheduler copies as it does for GPUs
 //
-// The synchronous functions wait for no stream, like the default copies of a device: whoever uses them has synchronized.
-// The scheduler does before it copies, and so does llama.cpp before it reads or writes caches and outputs.
+// The synchronous functions wait for no stream, like the default copies of a GPU: callers have to synchronize. The scheduler
+// does so before it copies, and llama.cpp before it reads or writes caches and outputs.
 
 #include "copy.h"
 #include "device.h"
@@ -10,7 +10,7 @@
 #include <cstring>
 
 struct virt_buffer {
-    virt_device *         device; // nullptr: memory of the host
+    virt_device *         device; // nullptr: host memory
     ggml_backend_buffer_t memory;
     virt_alive            alive { virt_get_counters().buffers };
     virt_alive            bytes;
@@ -132,7 +132,7 @@ static ggml_backend_buffer_t virt_host_buft_alloc(ggml_backend_buffer_type_t buf
     if (!memory) {
         return nullptr;
     }
-    // the CPU's buffer does the work; only its end is ours
+    // the CPU's functions do the work, except where they need the buffer's context, which is ours
     ggml_backend_buffer_i iface = memory->iface;
     iface.free_buffer = virt_buffer_free;
     iface.get_base    = virt_buffer_get_base;

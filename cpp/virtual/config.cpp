@@ -136,7 +136,7 @@ static const virt_setter & virt_key(const std::string & key) {
     return it->second;
 }
 
-// one value for all devices, or one for each with slashes between them
+// one value for all devices, or one for each, separated by slashes
 static void virt_set(std::vector<virt_config> & devices, const std::string & key, const std::string & value) {
     const virt_setter & set    = virt_key(key);
     const auto          values = virt_split(value, '/');
@@ -180,7 +180,7 @@ static std::string virt_text(const json & value) {
     return value.is_string() ? value.get<std::string>() : value.dump();
 }
 
-// {"devices": 4, "peer": "async", "slow": [1, 1, 2, 1]}; devices may also be a list with an object for each
+// {"devices": 4, "peer": "async", "slow": [1, 1, 2, 1]}; devices may also be a list of objects, one per device
 static std::vector<virt_config> virt_parse_file(const std::string & path) {
     std::ifstream file(path);
     if (!file) {

@@ -1,4 +1,4 @@
-// TurboPrefill: the public API, include/turboprefill.h
+// TurboPrefill: the public C API of include/turboprefill.h
 
 #include "turboprefill-impl.h"
 

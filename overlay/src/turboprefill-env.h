@@ -4,8 +4,8 @@
 
 #include <string>
 
-// value in lower case, "" if it is not set
+// value in lower case, "" if not set
 std::string llama_turboprefill_getenv(const char * name);
 
-// TURBOPREFILL: unset, 0, false and off mean no
+// TURBOPREFILL: unset, empty, 0, false and off mean disabled
 bool llama_turboprefill_env_enabled();
