@@ -84,6 +84,10 @@ static bool virt_backend_cpy_async(ggml_backend_t backend_src, ggml_backend_t ba
         return false;
     }
 
+    if (!to->device->next_async_copy()) {
+        return false;
+    }
+
     const bool good = same || to->device->next_copy();
     from->stream.push([from = from->device, to = to->device, same, size, dst = dst->data, src = src->data, good] {
         if (same) {
@@ -190,6 +194,9 @@ static ggml_backend_ptr virt_cpu_backend() {
 }
 
 ggml_backend_t virt_backend_new(ggml_backend_dev_t dev, const char * /*params*/) {
+    if (!virt_device_of(dev)->next_stream()) {
+        return nullptr;
+    }
     ggml_backend_ptr cpu = virt_cpu_backend();
     if (!cpu) {
         GGML_LOG_ERROR("%s: there is no CPU backend to compute with\n", __func__);

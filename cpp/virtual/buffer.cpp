@@ -40,6 +40,10 @@ static void * virt_buffer_get_base(ggml_backend_buffer_t buffer) {
     return ggml_backend_buffer_get_base(virt_buffer_of(buffer)->memory);
 }
 
+static enum ggml_status virt_buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * /*tensor*/) {
+    return virt_buffer_of(buffer)->device->next_tensor() ? GGML_STATUS_SUCCESS : GGML_STATUS_ALLOC_FAILED;
+}
+
 static void virt_buffer_memset_tensor(ggml_backend_buffer_t /*buffer*/, ggml_tensor * tensor, uint8_t value, size_t offset, size_t size) {
     memset((char *) tensor->data + offset, value, size);
 }
@@ -79,7 +83,7 @@ static void virt_buffer_clear(ggml_backend_buffer_t buffer, uint8_t value) {
 static const ggml_backend_buffer_i virt_buffer_iface = {
     /* .free_buffer   = */ virt_buffer_free,
     /* .get_base      = */ virt_buffer_get_base,
-    /* .init_tensor   = */ nullptr,
+    /* .init_tensor   = */ virt_buffer_init_tensor,
     /* .memset_tensor = */ virt_buffer_memset_tensor,
     /* .set_tensor    = */ virt_buffer_set_tensor,
     /* .get_tensor    = */ virt_buffer_get_tensor,
@@ -128,6 +132,9 @@ static const char * virt_host_buft_name(ggml_backend_buffer_type_t /*buft*/) {
 }
 
 static ggml_backend_buffer_t virt_host_buft_alloc(ggml_backend_buffer_type_t buft, size_t size) {
+    if (!virt_device_of(buft->device)->next_host_buffer()) {
+        return nullptr;
+    }
     ggml_backend_buffer_t memory = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
     if (!memory) {
         return nullptr;

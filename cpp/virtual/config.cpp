@@ -118,6 +118,12 @@ static const std::map<std::string, virt_setter> & virt_keys() {
         { "fail_download", virt_count(&virt_config::fail_download) },
         { "fail_buffer",   virt_count(&virt_config::fail_buffer) },
         { "lost_event",    virt_count(&virt_config::lost_event) },
+        { "throw_graph",   virt_count(&virt_config::throw_graph) },
+        { "refuse_event",  virt_count(&virt_config::refuse_event) },
+        { "refuse_stream", virt_count(&virt_config::refuse_stream) },
+        { "refuse_host",   virt_count(&virt_config::refuse_host) },
+        { "refuse_tensor", virt_count(&virt_config::refuse_tensor) },
+        { "refuse_copies", virt_count(&virt_config::refuse_copies) },
         { "stall_graph",   virt_count(&virt_config::stall_graph) },
         { "stall_ms",      virt_real(&virt_config::stall_ms,      0,    1e6) },
     };

@@ -34,6 +34,12 @@ struct virt_config {
     int64_t fail_download = 0; // out of it
     int64_t fail_buffer   = 0;
     int64_t lost_event    = 0;
+    int64_t throw_graph   = 0; // submitting it throws
+    int64_t refuse_event  = 0; // the event that is not created
+    int64_t refuse_stream = 0; // the backend instance that is not created
+    int64_t refuse_host   = 0; // the buffer of pinned memory that is not allocated
+    int64_t refuse_tensor = 0; // the tensor that is not initialized in its buffer
+    int64_t refuse_copies = 0; // from this one on, asynchronous copies from a device, itself included, are refused
     int64_t stall_graph   = 0;
     double  stall_ms      = 0; // additional time of that graph
 

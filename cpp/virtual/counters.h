@@ -25,6 +25,12 @@ struct virt_numbers {
     int64_t downloads = 0; // out of its memory, to the host
     int64_t buffers   = 0;
     int64_t events    = 0; // recorded
+
+    int64_t new_events   = 0; // events that were created
+    int64_t streams      = 0; // backend instances that were created
+    int64_t host_buffers = 0; // of pinned memory
+    int64_t tensors      = 0; // initialized in its memory
+    int64_t async_copies = 0; // asynchronous copies into its memory from a device, itself included
 };
 
 // counts its owner while that exists

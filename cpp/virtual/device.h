@@ -36,6 +36,11 @@ struct virt_device {
     bool        next_download();
     bool        next_event();
     bool        next_buffer(size_t size);
+    bool        next_new_event();
+    bool        next_stream();
+    bool        next_host_buffer();
+    bool        next_tensor();
+    bool        next_async_copy();
     void        free_buffer(size_t size);
 
     size_t       memory_used() const;

@@ -26,6 +26,9 @@ static virt_moment_ptr virt_event_moment(ggml_backend_event_t event) {
 }
 
 ggml_backend_event_t virt_event_new(ggml_backend_dev_t dev) {
+    if (!virt_device_of(dev)->next_new_event()) {
+        return nullptr;
+    }
     return new ggml_backend_event { dev, new virt_event };
 }
 

@@ -100,6 +100,9 @@ int64_t turboprefill_virtual_number(int32_t device, const char * name) {
     static const std::map<std::string, int64_t virt_numbers::*> known = {
         { "graphs",  &virt_numbers::graphs  }, { "copies", &virt_numbers::copies }, { "downloads", &virt_numbers::downloads },
         { "buffers", &virt_numbers::buffers }, { "events", &virt_numbers::events },
+        { "new_events",   &virt_numbers::new_events },   { "streams", &virt_numbers::streams },
+        { "host_buffers", &virt_numbers::host_buffers }, { "tensors", &virt_numbers::tensors },
+        { "async_copies", &virt_numbers::async_copies },
     };
     const auto & devices = virt_get_registry().devices;
     const auto it = known.find(name);

@@ -25,15 +25,13 @@ static const char * const LLAMA_TURBOPREFILL_KNOWN_BACKENDS[] = { "CPU", "CUDA",
 static ggml_turboprefill_params llama_turboprefill_default_params() {
     ggml_turboprefill_params params;
 
-    params.n_slots = atoi(llama_turboprefill_getenv("TURBOPREFILL_SLOTS").c_str());
+    params.n_slots    = (int) llama_turboprefill_getenv_number("TURBOPREFILL_SLOTS", 1, 0);
+    params.watchdog_s = llama_turboprefill_getenv_number("TURBOPREFILL_WATCHDOG_S", 0, LLAMA_TURBOPREFILL_WATCHDOG_DEFAULT_S);
 
-    const long long host_mb = atoll(llama_turboprefill_getenv("TURBOPREFILL_HOST_MB").c_str());
+    const double host_mb = llama_turboprefill_getenv_number("TURBOPREFILL_HOST_MB", 1, 0);
     if (host_mb > 0) {
         params.max_host_bytes = (size_t) host_mb*1024*1024;
     }
-
-    const std::string watchdog_s = llama_turboprefill_getenv("TURBOPREFILL_WATCHDOG_S");
-    params.watchdog_s = watchdog_s.empty() ? LLAMA_TURBOPREFILL_WATCHDOG_DEFAULT_S : std::max(0.0, atof(watchdog_s.c_str()));
 
     const std::string transport = llama_turboprefill_getenv("TURBOPREFILL_TRANSPORT");
     if (transport == "peer") {
@@ -204,6 +202,7 @@ void llama_turboprefill::set_enabled(bool value) {
         return;
     }
     enabled = value;
+    why_disabled.clear();
     // an engine takes its sizes from the worst-case graph, which is known only while that is reserved.
     // without an engine, graphs return to upstream's order of nodes
     const bool reserve = enabled ? !engine : regroup == LLAMA_TURBOPREFILL_REGROUP_ON;
@@ -216,6 +215,7 @@ void llama_turboprefill::set_enabled(bool value) {
     } catch (...) {
         // restore the old setting; the next decode reserves again, and reports if it can't
         enabled = !value;
+        why_disabled = "not enough memory to enable TurboPrefill";
         ctx.sched_need_reserve = true;
         throw;
     }
