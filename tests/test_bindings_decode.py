@@ -214,6 +214,20 @@ def test_embeddings_come_out_beside_logits(make, model, reference, n_batch, logi
     np.testing.assert_allclose(context.logits(), reference[-n:], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("chosen", [[199], [5], [7, 8, 9], [0, 7, 199], [3, 5, 4]], ids=str)
+@pytest.mark.parametrize("n_batch", [64, 256])
+def test_views_have_the_rows_of_copies(make, n_batch, chosen):
+    """Also where llama.cpp keeps rows that nobody asked for, as it does beside embeddings."""
+    mask = np.isin(np.arange(len(PROMPT)), chosen)
+    all_rows, context = make(embeddings=True, n_batch=n_batch), make(embeddings=True, n_batch=n_batch)
+    all_rows.decode_batch(PROMPT, logits="all")
+    context.decode_batch(PROMPT, logits=mask)
+    for name in ("logits", "embeddings"):
+        view = getattr(context, name)(copy=False).copy()
+        np.testing.assert_array_equal(view, getattr(all_rows, name)()[mask])
+        np.testing.assert_array_equal(getattr(context, name)(), view)
+
+
 def test_pooled_embeddings_are_per_sequence(make, model):
     context = make(embeddings=True, pooling="mean", n_seq_max=2)
     context.decode_batch(PROMPT[:20], seq_ids=[0] * 10 + [1] * 10, logits="all")
@@ -346,6 +360,18 @@ def test_memory_operations(make):
     assert [memory.seq_pos_max(s) for s in (0, 1)] == [-1, 7]  # token 4 was shared, so it moved in both
     assert memory.seq_rm()
     assert memory.seq_pos_max(1) == -1
+
+
+def test_removing_a_part_of_all_sequences_fails_if_it_fails_for_one(model_file):
+    with (
+        tp.Model(model_file("mamba-tiny")) as model,
+        model.context(n_ctx=256, n_seq_max=2, n_threads=1, turboprefill=False) as context,
+    ):
+        context.decode_batch(PROMPT[:10])
+        assert context.memory.seq_rm(1, 5)  # there is nothing
+        assert not context.memory.seq_rm(None, 5)  # a recurrent state cannot forget its last tokens
+        assert context.memory.seq_rm()
+        assert context.memory.seq_pos_max() == -1
 
 
 def test_sequences_with_memory_of_their_own_are_copied_and_kept_whole(make):

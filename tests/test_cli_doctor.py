@@ -17,6 +17,8 @@ from turboprefill.tools import doctor, hardware, patcher, treestate
 from turboprefill.tools.hardware import Gpu, Gpus, find_gpus
 from turboprefill.tools.process import CommandOutput
 
+OWN_SOURCE = "src/turboprefill.cpp"
+
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
@@ -87,6 +89,13 @@ def test_a_tree_without_turboprefill_is_a_gate_with_the_command(
     assert gate(doctor.examine(tree), "tree").remedy == f"turboprefill install {tree}"
     patcher.install(tree)
     assert gate(doctor.examine(tree), "tree").open
+    (tree / OWN_SOURCE).unlink()
+    found = gate(doctor.examine(tree), "tree")
+    assert (found.open, found.found, found.remedy) == (
+        False,
+        f"{tree}: partial 1.0.0",
+        f"turboprefill install {tree}",
+    )
 
 
 @pytest.mark.parametrize("collectives", [True, False])

@@ -137,6 +137,25 @@ def test_a_line_goes_in_and_out_again_whatever_the_line_ends(
     assert snapshot(tree) == before
 
 
+def test_there_is_nothing_to_say_about_the_version_that_is_tested(tree: Path, overlay: Overlay) -> None:
+    assert install(tree, overlay).notes == ()
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_of_several_known_versions_the_one_that_fits_is_found(tree: Path, overlay: Overlay, newest_first: bool) -> None:
+    other = replace(PINS.default, name="b2", commit="2" * 40, files={**PINS.default.files, HOOKED[1]: "0" * 64})
+    bases = (other, PINS.default) if newest_first else (PINS.default, other)
+    found = patcher.status(tree, overlay=overlay, pins=Pins(PINS.repository, other, bases))
+    assert (found.match.base, found.match.known, found.state) == (PINS.default, PINS.default, "pristine")
+
+
+def test_a_version_with_edits_is_not_exactly_that_version(tree: Path, overlay: Overlay) -> None:
+    exact = [patcher.status(tree, overlay=overlay, pins=PINS).as_json(overlay)["base"]["exact"]]
+    (tree / HOOKED[1]).write_bytes(CONTEXT + b"// mine\n")
+    exact.append(patcher.status(tree, overlay=overlay, pins=PINS).as_json(overlay)["base"]["exact"])
+    assert exact == [True, False]
+
+
 def test_a_tree_with_crlf_line_ends_is_still_a_known_base(tmp_path: Path, overlay: Overlay) -> None:
     tree = make_tree(tmp_path / "crlf", {name: data.replace(b"\n", b"\r\n") for name, data in FILES.items()})
     assert state(tree, overlay) == "pristine"
@@ -166,6 +185,7 @@ class TestAnchorsThatDoNotFit:
         assert "most similar is line 2: `llama-contexts.cc`" in text
         assert "`// the ubatch loop`, found 2: lines 4, 7" in text
         assert "ggml/src/ggml-backend.cpp: no such file" in text
+        assert text.count("ggml/src/ggml-backend.cpp") == 1
 
     def test_nothing_is_changed(self, tree: Path, overlay: Overlay) -> None:
         before = snapshot(tree)
@@ -337,7 +357,12 @@ def test_something_that_is_not_llama_cpp_is_refused(tmp_path: Path, overlay: Ove
         path.touch()
     elif make == "other folder":
         path.mkdir()
-    with pytest.raises(RefusedError, match=r"checkout"):
+    said = {
+        "nothing": "does not exist",
+        "file": "is a file",
+        "other folder": r"is not a llama\.cpp tree: CMakeLists\.txt",
+    }
+    with pytest.raises(RefusedError, match=rf"{said[make]}.*turboprefill checkout"):
         install(path, overlay)
 
 
@@ -512,7 +537,7 @@ def test_a_line_of_ours_that_is_missing_is_not_one_too_many(tree: Path, overlay:
     assert (states[HOOKED[1]], states[HOOKED[2]]) == ("incomplete", "other lines")
 
 
-@pytest.mark.parametrize("command", [install, uninstall], ids=["install", "uninstall"])
+@pytest.mark.parametrize("command", [install, uninstall, state], ids=["install", "uninstall", "status"])
 @pytest.mark.parametrize("name", ["src/turboprefill-old.cpp", "include/llama.h"], ids=["own", "hooked"])
 def test_a_leftover_behind_a_link_out_of_the_tree_is_refused(tree: Path, tmp_path: Path, name: str, command) -> None:  # type: ignore[no-untyped-def]
     """A file that only an older overlay had: found by what is in it, wherever that is."""

@@ -21,6 +21,7 @@ import pytest
 
 from toytree import FILES, HOOKED, make_pins, make_tree, snapshot
 from turboprefill.tools import gitrepo, sources
+from turboprefill.tools.archives import extract_tree
 from turboprefill.tools.download import fetch_sdist
 from turboprefill.tools.errors import DownloadError, RefusedError, ToolError
 from turboprefill.tools.pins import Pins, Sdist
@@ -456,6 +457,13 @@ class TestReplacing:
         assert snapshot(dest) == before
         assert list(dest.parent.iterdir()) == [dest]
 
+    def test_it_stays_unless_that_is_asked_for(self, index: Index, pins: Pins, dest: Path) -> None:
+        newer = self.older(pins, dest)
+        before = snapshot(dest)
+        with pytest.raises(RefusedError, match=f"{dest} holds b1 .*, not b2"):
+            checkout(dest, source="pypi", pins=newer)
+        assert snapshot(dest) == before
+
     @pytest.mark.parametrize("at", ["old", "new"])
     def test_it_comes_back_if_the_new_one_cannot_take_its_place(
         self, index: Index, pins: Pins, dest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
@@ -558,6 +566,31 @@ class TestLocalArchives:
         found = {name: stat.S_IMODE((dest / name).stat().st_mode) for name in modes}
         assert found == {"run.sh": 0o755, "group.sh": 0o644, "data.bin": 0o644}
 
+    @pytest.mark.parametrize(("target", "leads_out"), [("../include/llama.h", False), ("../../../etc/passwd", True)])
+    def test_links_of_a_zip_are_links(
+        self, pins: Pins, dest: Path, tmp_path: Path, target: str, leads_out: bool
+    ) -> None:
+        archive = tmp_path / "a.zip"
+        with zipfile.ZipFile(archive, "w") as bundle:
+            for name, data in FILES.items():
+                bundle.writestr(name, data)
+            link = zipfile.ZipInfo("src/link.h")
+            link.external_attr = (stat.S_IFLNK | 0o777) << 16
+            bundle.writestr(link, target)
+        if leads_out:
+            with pytest.raises(ToolError, match=r"link src/link\.h leads out of the tree"):
+                checkout(dest, source=str(archive), pins=pins)
+            assert_nothing_left(dest)
+        else:
+            checkout(dest, source=str(archive), pins=pins)
+            assert (dest / "src/link.h").readlink() == Path(target)
+
+    def test_an_archive_with_nothing_where_the_tree_should_be_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "a.tar.gz").write_bytes(sdist_bytes())
+        (tmp_path / "dest").mkdir()
+        with pytest.raises(ToolError, match=r"a\.tar\.gz has no files below 'vendor/other'"):
+            extract_tree(tmp_path / "a.tar.gz", tmp_path / "dest", "vendor/other", lambda *_: None)
+
     def test_links_inside_the_tree_are_kept(self, pins: Pins, dest: Path, tmp_path: Path) -> None:
         (tmp_path / "a.tar.gz").write_bytes(tar_with(FILES, {"src/link.h": "../include/llama.h"}))
         checkout(dest, source=str(tmp_path / "a.tar.gz"), pins=pins)
@@ -580,6 +613,7 @@ def test_a_checkout_can_be_read_by_those_whom_the_mask_allows(
     before = os.umask(mask)
     try:
         checkout(dest, source=str(source), pins=pins)
+        assert os.umask(mask) == mask
     finally:
         os.umask(before)
     assert dest.stat().st_mode & 0o777 == 0o777 & ~mask

@@ -169,10 +169,18 @@ with transaction(tree) as files:
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
+class SignalError(Exception):
+    pass
+
+
+def interrupt(*_arguments: object) -> None:
+    raise SignalError
+
+
 @pytest.fixture
 def interrupting() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, as in the command line."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
+    """SIGINT, SIGTERM and SIGHUP raise an exception, as in the command line; one that does not end the tests."""
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -205,7 +213,7 @@ class TestSignals:
         with pytest.raises(ValueError, match="stop"):
             change_and_fail()
         assert snapshot(tree) == before
-        assert signal.getsignal(number) is signal.default_int_handler
+        assert signal.getsignal(number) is interrupt
 
     def test_while_the_copies_are_cleared_away_change_nothing(
         self, tree: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
@@ -216,7 +224,7 @@ class TestSignals:
         monkeypatch.undo()
         assert (tree / HOOKED[0]).read_bytes() == b"other"
         assert list(tree.glob(".turboprefill*")) == []
-        assert signal.getsignal(number) is signal.default_int_handler
+        assert signal.getsignal(number) is interrupt
 
 
 def test_a_thread_can_change_a_tree_too(tree: Path, tmp_path: Path) -> None:
