@@ -28,7 +28,9 @@ def lib(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("name", ["scripts/demo", "scripts/test", "scripts/random_tests", "scripts/lint", ".ci/run"])
+@pytest.mark.parametrize(
+    "name", ["scripts/demo", "scripts/test", "scripts/random_tests", "scripts/mutants", "scripts/lint", ".ci/run"]
+)
 def test_a_script_is_executable_strict_bash(name: str) -> None:
     path = ROOT / name
     assert os.access(path, os.X_OK)
