@@ -128,7 +128,9 @@ def test_the_table_of_a_committed_file_has_every_case_and_every_arm(gpu, path: P
     overview = gpu.table.render(gpu.table.load([str(path)])).split("\n\n")[1].splitlines()
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in overview)
     assert sorted(head[1:]) == sorted({record["arm"] for record in document["results"]})
-    cells = {(case.partition(" (")[0], arm): cell for case, *row in rows for arm, cell in zip(head[1:], row, strict=True)}
+    cells = {
+        (case.partition(" (")[0], arm): cell for case, *row in rows for arm, cell in zip(head[1:], row, strict=True)
+    }
     assert len(cells) == len(rows) * (len(head) - 1)
     measured = {(record["case"], record["arm"]): record["median_ts"] for record in document["results"]}
     for key, cell in cells.items():

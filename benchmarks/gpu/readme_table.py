@@ -16,8 +16,8 @@ from results import Record, find
 _ROOT = Path(__file__).resolve().parents[2]
 _README = _ROOT / "README.md"
 _HEAD = """\
-| model (synthetic weights), GPUs | prompt | ubatch | stock | tuned | TurboPrefill, same split | TurboPrefill, equal layers \
-| speedup over stock |
+| model (synthetic weights), GPUs | prompt | ubatch | stock | tuned | TurboPrefill, same split \
+| TurboPrefill, equal layers | speedup over stock |
 |---|---:|---:|---:|---:|---:|---:|---:|
 """
 _EIGHT, _FOUR = "2026-11-21-8xH200", "2026-11-21-4xH200-models"
