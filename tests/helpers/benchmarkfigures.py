@@ -153,9 +153,8 @@ def _sizes() -> list[Figure]:
     assert generation[0]["texts"] == generation[1]["texts"] != []
     (rate,) = {f"{r['median_ts']:.0f}" for r in generation}
     memory = [percent_more_memory(EIGHT, f"dense pp16384 ub{size}", _STAGED) for size in (512, 128)]
-    first = [
-        (arm, speed(MODELS, f"dense {_FIRST}", arm)) for arm in (_BALANCED, "tuned", "turbo-balanced-peer", "upstream")
-    ]
+    arms = (_BALANCED, "tuned", "turbo-balanced-peer", "upstream")
+    first = [speed(MODELS, f"dense {_FIRST}", arm) for arm in arms]
     return [
         figure(
             "Long prompts on 8 GPUs: {:.2f}× over stock at 64k; at 128k {:,.0f} tok/s against {:,.0f} for hand-tuned "
