@@ -1,4 +1,4 @@
-"""Every exception that TurboPrefill raises on purpose, in one tree.
+"""The exceptions of the Python API, and the base of those that the planner, the demo and the commands raise.
 
 A message states what failed, which value was seen, what was expected and what to do next.
 Wrong arguments raise the standard ``ValueError`` or ``TypeError`` through :class:`InvalidInputError`
