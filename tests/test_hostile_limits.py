@@ -1,4 +1,4 @@
-"""What docs/robustness.md says of cases that TurboPrefill does not prevent: what ends the process, what is not noticed."""
+"""What docs/robustness.md says of cases that TurboPrefill does not prevent, and of its errors."""
 
 from __future__ import annotations
 
