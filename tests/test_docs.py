@@ -134,6 +134,46 @@ def test_the_usual_environment_variables_are_found_in_the_sources() -> None:
     assert {f"TURBOPREFILL{end}" for end in usual} <= variables()
 
 
+def code_of(*folders: str) -> str:
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    return "\n".join(read(path) for path in files if path.suffix in (".cpp", ".h", ".inc", ".py", ".json"))
+
+
+def test_the_identifiers_of_the_architecture_exist() -> None:
+    """Everything in code spans that looks like an identifier: with an underscore, or in camel case."""
+    code = code_of("overlay", "cpp", "src/turboprefill")
+    text = re.sub(r"```.*?```", "", read(ROOT / "docs" / "architecture.md"), flags=re.DOTALL)
+    words = {word for span in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"[A-Za-z_]\w*", span)}
+    names = {word for word in words if "_" in word or re.fullmatch(r"[a-z]+[A-Z]\w*", word)}
+    assert len(names) > 40
+    assert sorted(name for name in names if not re.search(rf"\b{name}\b", code)) == []
+
+
+@pytest.mark.parametrize(
+    ("document", "statement", "code"),
+    [
+        ("architecture", "staging region u % 3", "#define GGML_TURBOPREFILL_N_STAGINGS 3"),
+        ("architecture", "three staging regions per boundary", "#define GGML_TURBOPREFILL_N_STAGINGS 3"),
+        ("architecture", "outbox u % 2", "#define GGML_TURBOPREFILL_N_OUTBOXES 2"),
+        ("architecture", "two outbox regions", "#define GGML_TURBOPREFILL_N_OUTBOXES 2"),
+        ("architecture", "makes several (4 by default), else 2", "#define GGML_TURBOPREFILL_N_LANDINGS 2"),
+        ("architecture", "once a second (more often if `TURBOPREFILL_WATCHDOG_S` is below 8)",
+         "std::clamp<int64_t>(limit_us/8, 1000, 1000*1000)"),
+        ("usage", "default: devices + 3", "engine->params.n_slots = n_backends + 2;"),  # the CPU is a backend too
+        ("usage", "at least five", "std::max(engine->n_copies, GGML_TURBOPREFILL_N_STAGINGS) + 1"),
+    ],
+)  # fmt: skip
+def test_counts_are_those_of_the_code(document: str, statement: str, code: str) -> None:
+    assert statement in read(ROOT / "docs" / f"{document}.md")
+    assert code in code_of("overlay")
+
+
+def test_the_python_version_of_the_readme_is_that_of_the_package() -> None:
+    required = re.search(r'^requires-python = ">=([\d.]+)"', read(ROOT / "pyproject.toml"), re.MULTILINE)
+    assert required
+    assert f"Python {required.group(1)}+" in read(ROOT / "README.md")
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     header = re.search(rf"#define TURBOPREFILL_VERSION {STRING}", read(OVERLAY / "include" / "turboprefill.h"))
     package = re.search(rf"^version = {STRING}", read(ROOT / "pyproject.toml"), re.MULTILINE)
