@@ -43,7 +43,7 @@ def reasons() -> set[str]:
 
 def variables() -> set[str]:
     """Every environment variable of ours that some part reads."""
-    reading = re.compile(r"""(?:getenv\(|environ\.get\(|environ\[|turboprefill_option\()["']?(TURBOPREFILL\w*)""")
+    reading = re.compile(r"""(?:getenv\w*\(|environ\.get\(|environ\[|turboprefill_option\()["']?(TURBOPREFILL\w*)""")
     files = [path for folder in ("overlay", "src", "cpp", "cmake") for path in (ROOT / folder).rglob("*")]
     texts = [read(path) for path in files if path.suffix in (".cpp", ".inc", ".h", ".py", ".cmake")]
     return {name for text in texts for name in reading.findall(text)}

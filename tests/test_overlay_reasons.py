@@ -59,6 +59,11 @@ def test_memory_that_the_engine_does_not_get(model: Model, configure, number: in
     check(model, "not enough memory or threads for the pipeline")
 
 
+def test_memory_that_enabling_does_not_get(model: Model, configure) -> None:
+    configure(f"events=off,fail_buffer={only(1, 3)}")
+    check(model, "not enough memory to enable TurboPrefill")
+
+
 def test_one_device(model_file, virtual_names) -> None:
     with Model(model_file("tiny"), devices=virtual_names[:1]) as model:
         check(model, "the model is not split over two or more devices")

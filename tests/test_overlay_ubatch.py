@@ -96,7 +96,7 @@ def test_what_a_ubatch_costs_is_guessed_from_the_model(
         Model(file, devices=virtual_names[:2]) as model,
         model.context(n_ctx=512, n_ubatch=64, turboprefill=True),
     ):
-        found = [int(n) for n in re.findall(r"each counts as (\d+) tokens more", caplog.text)]
+        found = [int(n) for n in re.findall(r"fixed cost per ubatch of (\d+) tokens", caplog.text)]
     assert set(found) == {round(guess(file))}
 
 
