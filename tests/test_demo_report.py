@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -107,7 +108,7 @@ def test_ubatches_that_were_not_pipelined_are_explained(result: Result) -> None:
 
 def test_it_is_explained_if_nothing_was_pipelined_at_all(result: Result) -> None:
     result.turbo = dataclasses.replace(result.turbo, pipelined_ubatches=0, standard_ubatches=0, reason="")
-    assert "0 of 0 ubatches took the standard path even with TurboPrefill: no reason was given" in words(result)
+    assert "NOTHING WAS PIPELINED: 0 of 0 ubatches took the standard path: no reason was given" in words(result)
 
 
 def cells(result: Result) -> dict[str, list[str]]:
@@ -162,6 +163,39 @@ def test_the_demo_ends_with_the_code_of_the_process_that_measures(monkeypatch: p
     assert (rpc, endpoints, picture) == ("--rpc", "127.0.0.1:0,127.0.0.1:1,127.0.0.1:2", "--no-picture")
     assert (ubatches, repeats) == ("--repeats", "3")
     assert commands[0][commands[0].index("--n-prompt") + 1] == "7"
+
+
+def test_nothing_pipelined_is_no_success_and_no_speedup(result: Result) -> None:
+    shipped = dataclasses.replace(result.standard, name="stock llama.cpp", seconds=[3.0])
+    workload = dataclasses.replace(result.workload, shipped_ubatch=512)
+    turbo = dataclasses.replace(result.turbo, pipelined_ubatches=0, standard_ubatches=4, reason="[one] device")
+    nothing = dataclasses.replace(result, workload=workload, turbo=turbo, shipped=shipped)
+    text = words(nothing)
+    assert not nothing.pipelined
+    assert "NOTHING WAS PIPELINED: 4 of 4 ubatches took the standard path: [one] device." in text
+    assert "times as fast" not in text
+    assert "times the speed" not in text
+    assert not re.search(r"\d\.\d\dx", text)
+    assert "3.00 times as fast as stock llama.cpp" in words(dataclasses.replace(nothing, turbo=result.turbo))
+
+
+@pytest.mark.parametrize(
+    ("pipelined", "state", "code"), [(4, b"s", 0), (1, b"s", 0), (0, b"s", 1), (4, b"other", 1), (0, b"other", 1)]
+)
+def test_the_exit_code_needs_pipelined_ubatches_and_the_same_bytes(
+    result: Result, monkeypatch: pytest.MonkeyPatch, pipelined: int, state: bytes, code: int
+) -> None:
+    from turboprefill.demo import choices, measure
+
+    turbo = dataclasses.replace(result.turbo, pipelined_ubatches=pipelined, states={state})
+    measured = dataclasses.replace(result, turbo=turbo)
+    monkeypatch.setattr(choices, "needs_workers", lambda options: False)
+    monkeypatch.setattr(choices, "choose_workload", lambda options, note: measured.workload)
+    monkeypatch.setattr(measure, "run", lambda workload, note: measured)
+    done = CliRunner().invoke(app, ["demo", "--no-picture"])
+    assert done.exit_code == code, done.output
+    assert ("NOTHING WAS PIPELINED" in done.output) == (pipelined == 0)
+    assert ("STATE DIFFERS" in done.output) == (state != b"s")
 
 
 def test_a_slower_run_is_not_called_faster(result: Result) -> None:

@@ -54,8 +54,19 @@ def test_the_tests_of_a_mutant_exist(mutant: Mutant) -> None:
         assert [word for word in words if not any(word in name for name in known)] == []
 
 
-def test_the_catalogue_has_one_mutant_a_line() -> None:
-    lines = catalogue.catalogue_path("python").read_text(encoding="utf-8").splitlines()
+def test_the_scenarios_of_a_mutant_exist() -> None:
+    known = set(
+        re.findall(r'^ +\{ "([\w-]+)",', (ROOT / "tests/sanitize/driver.cpp").read_text(encoding="utf-8"), re.M)
+    )
+    for mutant in load("overlay"):
+        assert mutant.file.startswith("overlay/"), mutant.id
+        assert mutant.tests, mutant.id
+        assert set(mutant.tests) <= known, mutant.id
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_catalogue_has_one_mutant_a_line(name: str) -> None:
+    lines = catalogue.catalogue_path(name).read_text(encoding="utf-8").splitlines()
     assert [line.rstrip(",") for line in lines[1:-1]] == [
         json.dumps(entry, ensure_ascii=False) for entry in json.loads("\n".join(lines))
     ]
