@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,7 +215,7 @@ def test_embeddings_come_out_beside_logits(make, model, reference, n_batch, logi
     np.testing.assert_allclose(context.logits(), reference[-n:], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("chosen", [[199], [5], [7, 8, 9], [0, 7, 199], [3, 5, 4]], ids=str)
+@pytest.mark.parametrize("chosen", [[199], [5], [7, 8, 9], [0, 7, 199], [3, 4, 6]], ids=str)
 @pytest.mark.parametrize("n_batch", [64, 256])
 def test_views_have_the_rows_of_copies(make, n_batch, chosen):
     """Also where llama.cpp keeps rows that nobody asked for, as it does beside embeddings."""
@@ -226,6 +227,17 @@ def test_views_have_the_rows_of_copies(make, n_batch, chosen):
         view = getattr(context, name)(copy=False).copy()
         np.testing.assert_array_equal(view, getattr(all_rows, name)()[mask])
         np.testing.assert_array_equal(getattr(context, name)(), view)
+
+
+@pytest.mark.parametrize(("chosen", "together"), [([5], True), ([7, 8, 9], True), ([7, 9], False)], ids=str)
+def test_rows_that_lie_together_are_not_copied(make, chosen, together):
+    context = make(embeddings=True)
+    context.decode_batch(PROMPT, logits=np.isin(np.arange(len(PROMPT)), chosen))
+    rows = context.logits(copy=False)
+    with pytest.raises(tp.InUseError, match="view") if together else contextlib.nullcontext():
+        context.decode_batch([1])
+    del rows
+    context.decode_batch([1])
 
 
 def test_pooled_embeddings_are_per_sequence(make, model):
