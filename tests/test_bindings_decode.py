@@ -189,6 +189,25 @@ def test_every_token_of_the_vocabulary_is_allowed(value, fits):
             batch_of([value])
 
 
+@pytest.mark.parametrize("form", [lambda s: s, lambda s: [s], lambda s: np.array([s]), lambda s: [[s]]])
+@pytest.mark.parametrize(("value", "fits"), [(0, True), (2, True), (-1, False), (3, False)])
+def test_every_sequence_is_allowed_in_every_form(form, value, fits):
+    if fits:
+        batch = batch_of([1], seq_ids=form(value))
+        assert (batch.n_seq_id.tolist(), batch.seq_id.tolist()) == ([1], [value])
+    else:
+        with pytest.raises(tp.InvalidInputError, match=rf"seq_ids\[0\] is {value}; expected 0 to 2"):
+            batch_of([1], seq_ids=form(value))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"), [([1, 2], r"\(2,\)$"), (np.zeros((2, 4), np.float32), r"\(2,\) or \(4, 2\)$")]
+)
+def test_positions_of_another_shape_are_refused_with_the_shapes_that_fit(inputs, expected):
+    with pytest.raises(tp.InvalidInputError, match=rf"pos has shape \(3,\); expected {expected}"):
+        batch_of(inputs, [0, 1, 2])
+
+
 def test_positions_may_be_given(make, reference):
     context = make()
     context.decode_batch(PROMPT, pos=np.arange(len(PROMPT)))
