@@ -30,6 +30,7 @@ static const driver_scenario SCENARIOS[] = {
     { "buffers",   scenario_buffers   },
     { "refusals",  scenario_refusals  },
     { "timing",    scenario_timing    },
+    { "meanwhile", scenario_meanwhile },
     { "threads",   scenario_threads   },
     { "rpc",       scenario_rpc       },
     { "rows",      scenario_rows      },

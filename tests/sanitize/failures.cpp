@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <functional>
 #include <unistd.h>
 #include <utility>
@@ -86,6 +87,9 @@ void scenario_faults(const driver_env & env) {
                         code = driver_decode(ctx.get(), driver_prompt(N_PROMPT + 1), N_PROMPT, 1, OUTPUTS_LAST);
                     }
                     require(code == -3, what + ": llama_decode returned " + std::to_string(code) + ", expected -3");
+                    const int there = llama_memory_seq_pos_max(llama_get_memory(ctx.get()), 0) + 1;
+                    const int least = strcmp(preset, "tiny") == 0 ? (graph - 1)*N_UBATCH : 0; // others may lose the sequence
+                    require(there == (graph - 1)*N_UBATCH || there == least, what + ": memory ends at " + std::to_string(there));
                     driver_same(go_on(ctx.get()), expected, what);
                     driver_count(ctx.get(), what);
                 }
