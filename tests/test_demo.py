@@ -29,6 +29,7 @@ def run(folder: Path, *args: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.pipelined
 @pytest.mark.parametrize("preset", ["tiny", "gptoss-tiny", "mamba-tiny"])
 def test_the_demo_finds_both_paths_identical(model_file, tmp_path: Path, preset: str) -> None:
     done = run(

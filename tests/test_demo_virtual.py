@@ -19,6 +19,7 @@ def run(folder: Path, *args: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.pipelined
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
