@@ -75,7 +75,7 @@ bool abort_state::interrupted() {
     }
     py::gil_scoped_acquire gil;
     signals_us = now + signal_interval_us;
-    // handlers run here, on the thread that has the context
+    // signal handlers run here, on the thread that uses the context
     in_callback = true;
     if (!error && PyErr_CheckSignals() != 0) {
         error = std::make_exception_ptr(py::error_already_set());

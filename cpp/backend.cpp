@@ -21,7 +21,7 @@ namespace turboprefill {
 
 namespace {
 
-// RPC devices are kept out of ggml's registry: everything in there is a default device of every model.
+// kept out of ggml's registry, where every device would be a default device of every model
 struct extra_devices {
     std::mutex                                             mutex;
     std::map<std::string, std::vector<ggml_backend_dev_t>> by_endpoint;
@@ -75,7 +75,7 @@ bool has_rpc_server(const std::string & endpoint) {
     return extra().by_endpoint.count(endpoint) != 0;
 }
 
-// like ggml_backend_load(), but out of the registry for the same reason
+// like ggml_backend_load(), but kept out of the registry, too
 std::vector<std::string> load_backend(const std::string & path) {
     backend_init();
     void * library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL); // never closed: devices live as long as the process
@@ -114,7 +114,7 @@ struct device_info {
     size_t      memory_free = 0, memory_total = 0;
 };
 
-// silent: RPC servers that would not answer, which ends the process
+// silent: RPC servers that do not answer; asking them for memory would end the process
 std::vector<device_info> list_devices(const std::vector<std::string> & silent) {
     backend_init();
     std::vector<device_info> out;

@@ -1,7 +1,7 @@
 // a batch as llama_decode takes it, copied from NumPy arrays and checked
 //
-// llama.cpp ends the process on several kinds of bad batches (too many tokens, no sequence id, ...) and indexes arrays
-// with others. Everything that it does not answer with a return code is refused here.
+// On some bad batches (too many tokens, no sequence id, ...) llama.cpp ends the process, on others it indexes arrays out of
+// bounds. Whatever it does not reject with a return code is rejected here.
 
 #pragma once
 

@@ -19,7 +19,7 @@ namespace {
 using gguf_ptr = std::unique_ptr<gguf_context, decltype(&gguf_free)>;
 
 error damaged(const std::string & what) {
-    log_error("the model file is damaged: " + what); // what the exception's message is made of
+    log_error("the model file is damaged: " + what); // Python takes the exception's message from the log
     return error("ModelLoadError", what);
 }
 
@@ -28,7 +28,7 @@ std::string text_of(const gguf_context * file, const char * key) {
     return id >= 0 && gguf_get_kv_type(file, id) == GGUF_TYPE_STRING ? gguf_get_val_str(file, id) : "";
 }
 
-// a number that belongs to the architecture
+// a number stored under the name of the architecture
 std::optional<uint32_t> hparam(const gguf_context * file, const char * name) {
     const int64_t id = gguf_find_key(file, (text_of(file, "general.architecture") + "." + name).c_str());
     if (id < 0 || gguf_get_kv_type(file, id) != GGUF_TYPE_UINT32) {
@@ -74,7 +74,7 @@ void check_epsilons(const gguf_context * file) {
 void check_tokens(const gguf_context * file) {
     const int64_t id = gguf_find_key(file, "tokenizer.ggml.tokens");
     if (id < 0 || gguf_get_kv_type(file, id) != GGUF_TYPE_ARRAY || gguf_get_arr_type(file, id) != GGUF_TYPE_STRING ||
-            text_of(file, "tokenizer.ggml.model") == "hybriddna") { // whose tokens are told apart while loading
+            text_of(file, "tokenizer.ggml.model") == "hybriddna") { // its tokens are made distinct while loading
         return;
     }
     std::unordered_set<std::string_view> seen;

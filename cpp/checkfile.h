@@ -1,4 +1,4 @@
-// contents of a model file over which llama.cpp ends the process instead of refusing it
+// checks a model file for contents on which llama.cpp ends the process instead of refusing the file
 
 #pragma once
 
@@ -6,7 +6,7 @@
 
 namespace turboprefill {
 
-// throws ModelLoadError; what llama.cpp refuses by itself is left to it
+// throws ModelLoadError; what llama.cpp refuses itself is left to it
 void check_model_file(const std::string & path);
 
 } // namespace turboprefill

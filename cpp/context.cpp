@@ -34,7 +34,7 @@ enum llama_pooling_type pooling_from(const std::string & name) {
     throw invalid_input("pooling is '" + name + "'; expected 'default', 'none', 'mean', 'cls', 'last' or 'rank'");
 }
 
-// for the results of the last decode, also where nothing is in flight behind them
+// waits for the results of the last decode, whether or not anything is in flight behind them
 int32_t wait_for_results(llama_context * ctx) {
     int32_t status = 0;
     if (!llama_turboprefill_synchronize_results(ctx, &status) && status == 0) {
@@ -79,7 +79,7 @@ int64_t output_width(const native_context & native, output_kind kind) {
                                  : llama_model_n_embd_out(native.model.get());
 }
 
-// waits for the computation
+// waits for them
 const float * output_rows(const native_context & native, output_kind kind) {
     const float * rows = kind == OUTPUT_LOGITS ? llama_get_logits(native.ctx) : llama_get_embeddings(native.ctx);
     if (!rows) {
@@ -101,7 +101,7 @@ void refuse_in_callback(const char * what) {
 
 native_context::~native_context() {
     if (ctx) {
-        // Freeing waits for work in flight, which may be waiting for the GIL to ask the abort callback.
+        // freeing waits for work in flight, which may be waiting for the GIL to call the abort callback
         if (PyGILState_Check()) {
             py::gil_scoped_release nogil;
             llama_free(ctx);
@@ -160,7 +160,7 @@ void context::close() {
 
 int32_t context::decode(const std::optional<i32_array> & tokens, const std::optional<f32_array> & embd,
         const i32_array & pos, const i32_array & n_seq_id, const i32_array & seq_id, const i8_array & output) {
-    // copied before the GIL goes: another thread could change the arrays between check and use
+    // copied before the GIL is released: another thread could change the arrays between check and use
     batch_data batch(tokens, embd, pos, n_seq_id, seq_id, output);
 
     use u(*this);
@@ -181,7 +181,7 @@ int32_t context::decode(const std::optional<i32_array> & tokens, const std::opti
 }
 
 std::pair<double, std::string> context::health() const {
-    const auto native = native_; // without the lock: whoever has it may be the one who waits
+    const auto native = native_; // without the lock: the thread that holds it may be the one that is stuck
     if (!native) {
         throw closed_error("the context is closed; make a new one with model.context()");
     }
@@ -239,7 +239,7 @@ py::array context::view_outputs(output_kind kind) {
         n_rows = n_rows_;
         u.native->abort.rethrow();
         native = u.native;
-        native->n_views++; // before the lock goes: a decode in another thread must see it
+        native->n_views++; // before the lock is released: a decode on another thread must see it
     }
     const int64_t width = output_width(*native, kind);
     auto * owner = new std::shared_ptr<native_context>(std::move(native));

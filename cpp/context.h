@@ -1,8 +1,8 @@
 // a context, used by one thread at a time
 //
-// Every method takes the context's lock with the GIL released, so threads queue up instead of racing, and a close()
-// waits for the decode that another thread is in. Memory that NumPy arrays look at belongs to `native_context`,
-// which such an array keeps alive: close() frees it at once if there is no array, else the last array does.
+// Methods take the context's lock with the GIL released, so threads queue up instead of racing, and close() waits for a
+// decode on another thread. Memory behind NumPy arrays belongs to `native_context`, which these arrays keep alive: close()
+// frees it if there are none, else the last array does.
 
 #pragma once
 
@@ -66,14 +66,14 @@ public:
                      const i32_array & pos, const i32_array & n_seq_id, const i32_array & seq_id,
                      const i8_array & output);
     int32_t   synchronize();
-    std::pair<double, std::string> health() const; // seconds since nothing moves, 0: all is well; why. GIL held
+    std::pair<double, std::string> health() const; // seconds without progress, 0: all is well; and why. GIL held
     int32_t   results();
     void      copy_outputs(output_kind kind, const i32_array & rows, f32_array & out);
     py::array view_outputs(output_kind kind);
     py::array seq_embeddings(llama_seq_id seq_id);
 
     py::bytes state(const py::bytes & header); // header, llama.cpp's state, CRC-32 of both
-    bool      load_state(const py::buffer & data); // llama.cpp's part; the memory is empty if it fails
+    bool      load_state(const py::buffer & data); // llama.cpp's part; if that fails, the memory is empty
 
     void set_abort_callback(const py::object & callback, double interval_s);
 

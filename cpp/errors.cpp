@@ -1,4 +1,4 @@
-// translation of turboprefill::error to the Python class that it names
+// translates turboprefill::error to the Python class that it names
 
 #include "bindings.h"
 #include "errors.h"

@@ -16,7 +16,7 @@ namespace turboprefill {
 
 namespace {
 
-constexpr size_t LOG_MAX_LINES = 8192; // about 1 MB; the oldest lines go first
+constexpr size_t LOG_MAX_LINES = 8192; // about 1 MB; the oldest lines are dropped first
 
 using log_line = std::pair<int, std::string>; // ggml_log_level, text without the line break
 
@@ -35,7 +35,7 @@ struct log_queue {
     }
 };
 
-// never destroyed: backend threads may log after static destructors ran
+// never destroyed: backend threads may log after static destructors have run
 log_queue & queue() {
     static log_queue * q = new log_queue;
     return *q;

@@ -66,7 +66,7 @@ void memory_seq_keep(context & self, llama_seq_id seq_id) {
     memory_use u(self);
     u.check_seq("seq_id", seq_id);
     llama_memory_seq_keep(u.mem, seq_id);
-    // llama.cpp looks only at the stream of seq_id, the others hold sequences too
+    // llama.cpp only looks at the stream of seq_id, but other streams hold sequences, too
     for (llama_seq_id s = 0; s < (llama_seq_id) llama_n_seq_max(*u); ++s) {
         if (s != seq_id) {
             llama_memory_seq_rm(u.mem, s, -1, -1);

@@ -50,7 +50,7 @@ std::vector<ggml_backend_dev_t> resolve_devices(const std::vector<std::string> &
     return devices;
 }
 
-// llama.cpp's scheduler ends the process above its limit of backends, and the CPU always is one of them
+// llama.cpp's scheduler ends the process if there are too many backends, and the CPU is always one of them
 void check_device_count(size_t n) {
     size_t n_host = 0;
     for (auto * dev : backend_devices()) {
@@ -63,7 +63,7 @@ void check_device_count(size_t n) {
     }
 }
 
-// calls Python while the model loads; an exception there cancels and is rethrown by the caller
+// calls Python while the model loads; an exception there cancels loading, and the caller rethrows it
 struct load_progress {
     const py::object & callback;
     std::exception_ptr error;
@@ -88,7 +88,7 @@ struct load_progress {
     }
 };
 
-// llama.cpp aborts when a model without vocabulary is asked for one
+// llama.cpp ends the process when a model without a vocabulary is asked to use one
 const llama_vocab * usable_vocab(const llama_model * model) {
     const auto * vocab = llama_model_get_vocab(model);
     if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
@@ -170,7 +170,7 @@ model::model(const std::string & path, const model_params & params, const py::ob
         if (!params.tensor_split.empty()) {
             mparams.tensor_split = tensor_split.data();
         }
-        // always set: llama.cpp's own writes dots to the log
+        // always set: llama.cpp's default writes dots to the log
         mparams.progress_callback           = load_progress::on_progress;
         mparams.progress_callback_user_data = &state;
 
@@ -203,7 +203,7 @@ std::vector<llama_token> model::tokenize(const std::string & text, bool add_spec
     }
 
     py::gil_scoped_release nogil;
-    std::vector<llama_token> tokens(text.size() + 16); // a token is at least one byte, BOS and EOS come on top
+    std::vector<llama_token> tokens(text.size() + 16); // a token is at least one byte, plus BOS and EOS
     int32_t n = llama_tokenize(vocab, text.data(), (int32_t) text.size(), tokens.data(), (int32_t) tokens.size(),
         add_special, parse_special);
     if (n < 0 && n != INT32_MIN) {

@@ -1,4 +1,4 @@
-// a loaded model; contexts share ownership, so it outlives them whatever order Python frees things in
+// a loaded model; contexts share ownership, so it outlives them in whatever order Python frees things
 
 #pragma once
 
@@ -16,7 +16,7 @@ namespace turboprefill {
 namespace py = pybind11;
 
 struct model_params {
-    std::optional<std::vector<std::string>> devices; // nothing: llama.cpp's default, empty: CPU only
+    std::optional<std::vector<std::string>> devices; // nullopt: llama.cpp's default, empty: CPU only
     std::vector<float> tensor_split;
     int32_t     n_gpu_layers  = -1;
     int32_t     main_gpu      = 0;

@@ -91,6 +91,6 @@ def peer_copies(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def text() -> str:
     """Readable English, the demo's own prompt."""
-    from turboprefill.demo.settings import read_text
+    from turboprefill.demo.prompt import read_text
 
     return read_text(None)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from turboprefill import Span, plots
 from turboprefill.cli import app
-from turboprefill.demo import picture, report, settings, timeline
+from turboprefill.demo import picture, prompt, report, settings, timeline
 from turboprefill.demo.measure import Arm, Result, Workload, busy_percent
 
 PINNED = {
@@ -214,13 +214,13 @@ def test_ratios_must_be_numbers() -> None:
 
 def test_an_unreadable_prompt_is_refused(tmp_path: Path) -> None:
     with pytest.raises(settings.DemoError, match="cannot read the prompt"):
-        settings.read_text(tmp_path / "missing")
+        prompt.read_text(tmp_path / "missing")
     (tmp_path / "empty").write_text(" \n")
     with pytest.raises(settings.DemoError, match="is empty"):
-        settings.read_text(tmp_path / "empty")
+        prompt.read_text(tmp_path / "empty")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(settings.DemoError, match="UTF-8"):
-        settings.read_text(tmp_path / "binary")
+        prompt.read_text(tmp_path / "binary")
 
 
 def test_the_synthetic_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,9 @@ def read(path: Path) -> str:
 
 def reasons() -> set[str]:
     """Every text that the engine can give for the standard path."""
-    giving = re.compile(r"(?:return|\bwhy_no_engine\s*=|\bwhy_not\s*=|\bwhy\s*=|\breason\s*=)\s*" + STRING)
+    giving = re.compile(
+        r"(?:return|\bwhy_no_engine\s*=|\bwhy_not\s*=|\bwhy\s*=|\breason\s*=|\bwhy_disabled\s*=)\s*" + STRING
+    )
     return {text for path in ENGINE for text in giving.findall(read(path))}
 
 

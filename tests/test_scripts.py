@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -81,3 +82,19 @@ def test_stopping_a_script_stops_what_it_waits_for(tmp_path: Path) -> None:
     while running({pid}) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not running({pid})
+
+
+@pytest.mark.parametrize("program", ["sanitize", "upstream", "llamaserver"])
+def test_a_suite_needs_no_native_module_in_the_source_tree(program: str, tmp_path: Path) -> None:
+    """They run on the source tree; the native module is only in the installed package."""
+    shutil.copytree(ROOT / "src/turboprefill", tmp_path / "turboprefill", ignore=shutil.ignore_patterns("*.so", "lib"))
+    path = os.pathsep.join(map(str, (tmp_path, ROOT / "tests", ROOT / "tests/helpers")))
+    done = subprocess.run(
+        [sys.executable, "-m", program, "--help"],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr

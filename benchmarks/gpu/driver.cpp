@@ -5,7 +5,7 @@
 //       JOB n=16384,ub=512,nb=16384,r=2 and optionally w=WARM_UP_TOKENS,state=1,steps=1,gen=128,trace=1,t=THREADS
 //   driver serve BACKEND_DIR HOST:PORT      an RPC server with one thread, to try things out without GPUs
 //
-// TurboPrefill is switched on by its environment variable, as users do it. Times are nanoseconds, memory is bytes.
+// TurboPrefill is enabled by its environment variable, as users do it. Times are in nanoseconds, memory in bytes.
 
 #include "ggml-backend.h"
 #include "llama.h"
@@ -77,7 +77,7 @@ template <typename T> static std::string list(const std::vector<T> & values) {
     return values.empty() ? "[]" : out.str() + "]";
 }
 
-// the module with the devices must use this build's libggml-base, not the one that it was linked with
+// the backend's module must use this build's libggml-base, not the one that it was linked with
 static void check_libraries() {
     std::ifstream maps("/proc/self/maps");
     std::set<std::string> found;
@@ -108,7 +108,7 @@ static int serve(const char * endpoint) {
     using start_t = void (*)(const char *, const char *, size_t, size_t, ggml_backend_dev_t *);
     ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     ((start_t) rpc_function("ggml_backend_rpc_start_server"))(endpoint, nullptr, 1, 1, &cpu);
-    return 1; // it returns when it could not start
+    return 1; // it only returns if it could not start
 }
 
 static std::vector<ggml_backend_dev_t> find_devices(const std::string & servers) {
@@ -153,7 +153,7 @@ static std::vector<llama_token> prompt(int n, int n_vocab) {
     return tokens;
 }
 
-// reads tokens[begin, end) in calls of n_batch; the last one gets logits if it is the prompt's last
+// decodes tokens[begin, end) in calls of n_batch tokens; the last token gets logits
 static void decode(llama_context * ctx, std::vector<llama_token> & tokens, int begin, int end, int n_batch) {
     for (int offset = begin; offset < end; offset += n_batch) {
         llama_batch batch = llama_batch_init(std::min(n_batch, end - offset), 0, 1);
@@ -220,7 +220,7 @@ static void print_turboprefill(llama_context * ctx) {
 #endif
 }
 
-// what each device did when, in one more prompt: [stage, ubatch, start, end] in microseconds from the first start
+// timeline of the devices for one more prompt: [stage, ubatch, start, end] in microseconds from the first start
 static void print_timeline(llama_context * ctx, std::vector<llama_token> & tokens, int n_batch) {
 #ifdef HAVE_TURBOPREFILL
     clear(ctx);
@@ -289,7 +289,7 @@ static void run_job(llama_model * model, const std::vector<ggml_backend_dev_t> &
     }
     const auto free_after = free_memory(devices);
 
-    // before anything else uses the context: these belong to the last prompt
+    // before anything else uses the context: these numbers are those of the last prompt
     printf("{\"job\":%s,\"samples_ns\":%s,\"logits\":%s,\"states\":%s,\"free_before\":%s,\"free_context\":%s,\"free_after\":%s",
         quoted(text.c_str()).c_str(), list(samples).c_str(), list(std::vector<std::string>(logits.begin(), logits.end())).c_str(),
         list(std::vector<std::string>(states.begin(), states.end())).c_str(), list(free_before).c_str(),
@@ -305,7 +305,7 @@ static void run_job(llama_model * model, const std::vector<ggml_backend_dev_t> &
         generated.push_back(now_ns() - start);
         texts.insert(quoted(digest(out.data(), out.size() * sizeof(out[0])).c_str()));
     }
-    if (job["steps"]) { // what each ubatch costs on its own
+    if (job["steps"]) { // time of each ubatch on its own
         clear(ctx);
         for (int begin = 0; begin < n; begin += n_ubatch) {
             const int64_t start = now_ns();

@@ -1,5 +1,5 @@
-// a backend instance: one in-order stream of a device. its graphs are computed by an own instance of the CPU backend, with
-// one thread, so results are those of the CPU with one thread
+// a backend instance: one in-order stream of a virtual device. it computes graphs with a CPU backend of its own and one
+// thread, so results are those of the CPU with one thread
 
 #include "copy.h"
 #include "device.h"
@@ -17,7 +17,7 @@ struct virt_backend {
     virt_device *    device;
     ggml_backend_ptr cpu;
     std::unordered_map<const ggml_tensor *, int64_t> optimized; // graphs by their first node; no lock, as in CUDA's backend
-    virt_stream      stream; // last: it uses the others until it has ended
+    virt_stream      stream; // declared last: it uses the others until it has ended
 };
 
 static virt_backend * virt_backend_of(ggml_backend_t backend) {
@@ -36,9 +36,9 @@ static void virt_backend_free(ggml_backend_t backend) {
 //
 // copies
 //
-// Nothing here returns a status, so a copy that fails shows with the next graph: the device that it goes into, or the
-// one that is read, takes no graph any more. This is decided by the call, before anybody can hand over a graph that
-// uses what arrives. What is queued before the copy is computed.
+// Copies return no status, so a failed copy shows with the next graph: the device that was written to, or for a download the
+// one that was read, refuses all further graphs. This is decided during the call, before a graph that uses the data can be
+// submitted. What was queued before the copy is still computed.
 
 static void virt_backend_set_async(ggml_backend_t backend, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     virt_device * device = virt_backend_of(backend)->device;
@@ -64,7 +64,7 @@ static bool virt_backend_is_virtual(ggml_backend_t backend) {
     return backend->iface.free == virt_backend_free;
 }
 
-// as CUDA: on the stream of the source, and the stream of the destination goes on after it
+// like CUDA: on the source's stream, and the destination's stream waits for it
 static bool virt_backend_cpy_async(ggml_backend_t backend_src, ggml_backend_t backend_dst, const ggml_tensor * src, ggml_tensor * dst) {
     if (!virt_backend_is_virtual(backend_src) || !virt_backend_is_virtual(backend_dst)) {
         return false;
@@ -81,6 +81,10 @@ static bool virt_backend_cpy_async(ggml_backend_t backend_src, ggml_backend_t ba
     const size_t size   = ggml_nbytes(src);
     const auto   config = to->device->config();
     if (!same && config.peer == VIRT_PEER_REFUSED) {
+        return false;
+    }
+
+    if (!to->device->next_async_copy()) {
         return false;
     }
 
@@ -109,8 +113,8 @@ static bool virt_backend_cpy_async(ggml_backend_t backend_src, ggml_backend_t ba
 // graphs
 //
 
-// A fault is an answer of this very call, and what was queued before is computed all the same. The interface has no
-// errors that come later: a backend whose device fails while it computes can only end the process, as CUDA's does.
+// A fault is returned by the call itself, and what was queued before is still computed. ggml's interface has no asynchronous
+// errors: a backend whose device fails while it computes can only end the process, as CUDA's does.
 static ggml_status virt_backend_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     virt_backend * ctx    = virt_backend_of(backend);
     virt_device  * device = ctx->device;
@@ -140,9 +144,9 @@ static ggml_status virt_backend_compute(ggml_backend_t backend, ggml_cgraph * gr
     return GGML_STATUS_SUCCESS;
 }
 
-// What a backend that fuses asks of the scheduler: the factors of a product are kept until the node after it, but not of
-// one without rows. So graphs with and without results are planned differently, as CUDA plans mixtures of experts.
-// The third argument is new in September 2026.
+// What a backend that fuses operations asks of the scheduler: to keep the factors of a product until the next node, unless
+// the product has no rows. So graphs with and without results are planned differently, like mixtures of experts on CUDA.
+// Upstream added the third argument in September 2026.
 template <typename... Params> static void virt_backend_optimize(ggml_backend_t backend, ggml_cgraph * graph, Params... params) {
     virt_backend * ctx = virt_backend_of(backend);
     if (!ctx->device->config().fusion || graph->n_nodes == 0) {
@@ -190,6 +194,9 @@ static ggml_backend_ptr virt_cpu_backend() {
 }
 
 ggml_backend_t virt_backend_new(ggml_backend_dev_t dev, const char * /*params*/) {
+    if (!virt_device_of(dev)->next_stream()) {
+        return nullptr;
+    }
     ggml_backend_ptr cpu = virt_cpu_backend();
     if (!cpu) {
         GGML_LOG_ERROR("%s: there is no CPU backend to compute with\n", __func__);

@@ -1,7 +1,7 @@
-// memory of the devices: host memory that says it is none, so that the scheduler makes copies as it does for GPUs
+// memory of virtual devices: host memory that claims not to be, so that the scheduler copies as it does for GPUs
 //
-// The synchronous functions wait for no stream, like the default copies of a device: whoever uses them has synchronized.
-// The scheduler does before it copies, and so does llama.cpp before it reads or writes caches and outputs.
+// The synchronous functions wait for no stream, like the default copies of a GPU: callers have to synchronize. The scheduler
+// does so before it copies, and llama.cpp before it reads or writes caches and outputs.
 
 #include "copy.h"
 #include "device.h"
@@ -10,7 +10,7 @@
 #include <cstring>
 
 struct virt_buffer {
-    virt_device *         device; // nullptr: memory of the host
+    virt_device *         device; // nullptr: host memory
     ggml_backend_buffer_t memory;
     virt_alive            alive { virt_get_counters().buffers };
     virt_alive            bytes;
@@ -38,6 +38,10 @@ virt_device * virt_buffer_device(ggml_backend_buffer_t buffer) {
 
 static void * virt_buffer_get_base(ggml_backend_buffer_t buffer) {
     return ggml_backend_buffer_get_base(virt_buffer_of(buffer)->memory);
+}
+
+static enum ggml_status virt_buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * /*tensor*/) {
+    return virt_buffer_of(buffer)->device->next_tensor() ? GGML_STATUS_SUCCESS : GGML_STATUS_ALLOC_FAILED;
 }
 
 static void virt_buffer_memset_tensor(ggml_backend_buffer_t /*buffer*/, ggml_tensor * tensor, uint8_t value, size_t offset, size_t size) {
@@ -79,7 +83,7 @@ static void virt_buffer_clear(ggml_backend_buffer_t buffer, uint8_t value) {
 static const ggml_backend_buffer_i virt_buffer_iface = {
     /* .free_buffer   = */ virt_buffer_free,
     /* .get_base      = */ virt_buffer_get_base,
-    /* .init_tensor   = */ nullptr,
+    /* .init_tensor   = */ virt_buffer_init_tensor,
     /* .memset_tensor = */ virt_buffer_memset_tensor,
     /* .set_tensor    = */ virt_buffer_set_tensor,
     /* .get_tensor    = */ virt_buffer_get_tensor,
@@ -128,11 +132,14 @@ static const char * virt_host_buft_name(ggml_backend_buffer_type_t /*buft*/) {
 }
 
 static ggml_backend_buffer_t virt_host_buft_alloc(ggml_backend_buffer_type_t buft, size_t size) {
+    if (!virt_device_of(buft->device)->next_host_buffer()) {
+        return nullptr;
+    }
     ggml_backend_buffer_t memory = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
     if (!memory) {
         return nullptr;
     }
-    // the CPU's buffer does the work; only its end is ours
+    // the CPU's functions do the work, except where they need the buffer's context, which is ours
     ggml_backend_buffer_i iface = memory->iface;
     iface.free_buffer = virt_buffer_free;
     iface.get_base    = virt_buffer_get_base;

@@ -118,6 +118,12 @@ static const std::map<std::string, virt_setter> & virt_keys() {
         { "fail_download", virt_count(&virt_config::fail_download) },
         { "fail_buffer",   virt_count(&virt_config::fail_buffer) },
         { "lost_event",    virt_count(&virt_config::lost_event) },
+        { "throw_graph",   virt_count(&virt_config::throw_graph) },
+        { "refuse_event",  virt_count(&virt_config::refuse_event) },
+        { "refuse_stream", virt_count(&virt_config::refuse_stream) },
+        { "refuse_host",   virt_count(&virt_config::refuse_host) },
+        { "refuse_tensor", virt_count(&virt_config::refuse_tensor) },
+        { "refuse_copies", virt_count(&virt_config::refuse_copies) },
         { "stall_graph",   virt_count(&virt_config::stall_graph) },
         { "stall_ms",      virt_real(&virt_config::stall_ms,      0,    1e6) },
     };
@@ -136,7 +142,7 @@ static const virt_setter & virt_key(const std::string & key) {
     return it->second;
 }
 
-// one value for all devices, or one for each with slashes between them
+// one value for all devices, or one for each, separated by slashes
 static void virt_set(std::vector<virt_config> & devices, const std::string & key, const std::string & value) {
     const virt_setter & set    = virt_key(key);
     const auto          values = virt_split(value, '/');
@@ -180,7 +186,7 @@ static std::string virt_text(const json & value) {
     return value.is_string() ? value.get<std::string>() : value.dump();
 }
 
-// {"devices": 4, "peer": "async", "slow": [1, 1, 2, 1]}; devices may also be a list with an object for each
+// {"devices": 4, "peer": "async", "slow": [1, 1, 2, 1]}; devices may also be a list of objects, one per device
 static std::vector<virt_config> virt_parse_file(const std::string & path) {
     std::ifstream file(path);
     if (!file) {

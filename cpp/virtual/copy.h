@@ -1,4 +1,4 @@
-// moves bytes. those of a copy that failed are no good: NaN as numbers, and no valid index
+// copies bytes. a failed copy leaves bytes that are NaN as floats and invalid as indices
 
 #pragma once
 

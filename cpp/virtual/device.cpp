@@ -2,6 +2,8 @@
 
 #include "ggml-impl.h"
 
+#include <stdexcept>
+
 //
 // state
 //
@@ -43,6 +45,9 @@ ggml_status virt_device::next_graph(double & stall_us) {
         GGML_LOG_ERROR("virtual devices: %s: no graph after a copy that failed\n", name.c_str());
         return GGML_STATUS_FAILED;
     }
+    if (due("graph", n.graphs, current.throw_graph)) {
+        throw std::runtime_error(name + ": graph " + std::to_string(n.graphs) + " throws, as configured");
+    }
     return due("graph", n.graphs, current.fail_graph) ? current.fail_as : GGML_STATUS_SUCCESS;
 }
 
@@ -76,6 +81,36 @@ bool virt_device::next_buffer(size_t size) {
     }
     used += size;
     return true;
+}
+
+bool virt_device::next_new_event() {
+    std::lock_guard<std::mutex> lock(mutex);
+    return !due("new event", ++n.new_events, current.refuse_event);
+}
+
+bool virt_device::next_stream() {
+    std::lock_guard<std::mutex> lock(mutex);
+    return !due("stream", ++n.streams, current.refuse_stream);
+}
+
+bool virt_device::next_host_buffer() {
+    std::lock_guard<std::mutex> lock(mutex);
+    return !due("host buffer", ++n.host_buffers, current.refuse_host);
+}
+
+bool virt_device::next_tensor() {
+    std::lock_guard<std::mutex> lock(mutex);
+    return !due("tensor", ++n.tensors, current.refuse_tensor);
+}
+
+bool virt_device::next_async_copy() {
+    std::lock_guard<std::mutex> lock(mutex);
+    n.async_copies++;
+    if (current.refuse_copies == 0 || n.async_copies < current.refuse_copies) {
+        return true;
+    }
+    virt_get_counters().faults++;
+    return false;
 }
 
 void virt_device::free_buffer(size_t size) {

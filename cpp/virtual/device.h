@@ -1,4 +1,4 @@
-// a virtual device: its properties, what it shares between its streams, and the parts of ggml's interfaces
+// a virtual device: its properties, what its streams share, and its side of ggml's interfaces
 
 #pragma once
 
@@ -27,15 +27,20 @@ struct virt_device {
 
     virt_device(int index, const virt_config & config, ggml_backend_reg_t reg);
 
-    void        configure(const virt_config & value); // counts graphs and buffers from the start again
+    void        configure(const virt_config & value); // restarts all counts
     virt_config config() const;
 
-    // each counts one more, and says whether a fault is due. after a copy that failed no graph is taken until configure()
+    // each counts a request and returns whether it succeeds. after a failed copy, graphs are refused until configure()
     ggml_status next_graph(double & stall_us);
     bool        next_copy();
     bool        next_download();
     bool        next_event();
     bool        next_buffer(size_t size);
+    bool        next_new_event();
+    bool        next_stream();
+    bool        next_host_buffer();
+    bool        next_tensor();
+    bool        next_async_copy();
     void        free_buffer(size_t size);
 
     size_t       memory_used() const;
@@ -68,5 +73,5 @@ ggml_backend_event_t virt_event_new        (ggml_backend_dev_t dev);
 void                 virt_event_free       (ggml_backend_dev_t dev, ggml_backend_event_t event);
 void                 virt_event_synchronize(ggml_backend_dev_t dev, ggml_backend_event_t event);
 
-// the device that computes: only known once all backends are registered
+// the CPU device that computes: only known once all backends are registered
 ggml_backend_dev_t virt_cpu();

@@ -1,7 +1,7 @@
-// an event is the last moment that was recorded in it. who waits keeps the moment of that time: recording it again, on
-// this stream or another, does not change what they wait for, and the event itself may be freed
+// events of virtual devices: an event is the last moment that was recorded in it. a wait keeps the moment that it found, so
+// the event may be recorded again, on any stream, or freed meanwhile
 //
-// An event that is lost, by configuration, is reached when its stream has come to it and it was released, not before.
+// A lost event, as configured, is not reached until its stream has come to it and it was released.
 
 #include "event.h"
 
@@ -12,7 +12,7 @@
 
 struct virt_event {
     std::mutex      mutex;
-    virt_moment_ptr moment; // nullptr: never recorded, nobody waits
+    virt_moment_ptr moment; // nullptr: never recorded, does not block
     virt_alive      alive { virt_get_counters().events };
 };
 
@@ -26,6 +26,9 @@ static virt_moment_ptr virt_event_moment(ggml_backend_event_t event) {
 }
 
 ggml_backend_event_t virt_event_new(ggml_backend_dev_t dev) {
+    if (!virt_device_of(dev)->next_new_event()) {
+        return nullptr;
+    }
     return new ggml_backend_event { dev, new virt_event };
 }
 
@@ -50,7 +53,7 @@ struct virt_lost {
     bool            released = false;
 };
 
-// never destroyed, as the devices
+// never destroyed, like the devices
 static std::mutex                              & virt_lost_mutex = *new std::mutex;
 static std::vector<std::shared_ptr<virt_lost>> & virt_lost_all   = *new std::vector<std::shared_ptr<virt_lost>>;
 

@@ -7,4 +7,4 @@
 void virt_event_record(ggml_backend_event_t event, virt_stream & stream);
 void virt_event_wait  (ggml_backend_event_t event, virt_stream & stream);
 
-int64_t virt_event_release(); // all events that are lost; how many
+int64_t virt_event_release(); // releases all lost events; returns how many

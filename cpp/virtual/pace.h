@@ -1,4 +1,4 @@
-// virtual time: work takes at least so long. what it really takes is part of it
+// virtual time: work takes at least this long, including the time that it really takes
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// the entry of the library: ggml_backend_load() calls ggml_backend_init()
+// entry point of the library: ggml_backend_load() calls ggml_backend_init()
 
 #include "virtual.h"
 
@@ -25,7 +25,7 @@ static virt_registry & virt_get_registry() {
     return *registry;
 }
 
-// the registry of backends must not be asked while it loads this one
+// found at the first use: the registry of backends must not be asked while it loads this one
 ggml_backend_dev_t virt_cpu() {
     static ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     return cpu;
@@ -55,7 +55,7 @@ static void * virt_reg_proc_address(ggml_backend_reg_t /*reg*/, const char * nam
     return it == functions.end() ? nullptr : it->second;
 }
 
-// calls a function that may throw; nothing is thrown through the C interface
+// calls a function that may throw and returns the message: nothing may be thrown through the C interface
 template <typename F> static const char * virt_guarded(F && function) {
     static thread_local std::string message;
     try {
@@ -100,6 +100,9 @@ int64_t turboprefill_virtual_number(int32_t device, const char * name) {
     static const std::map<std::string, int64_t virt_numbers::*> known = {
         { "graphs",  &virt_numbers::graphs  }, { "copies", &virt_numbers::copies }, { "downloads", &virt_numbers::downloads },
         { "buffers", &virt_numbers::buffers }, { "events", &virt_numbers::events },
+        { "new_events",   &virt_numbers::new_events },   { "streams", &virt_numbers::streams },
+        { "host_buffers", &virt_numbers::host_buffers }, { "tensors", &virt_numbers::tensors },
+        { "async_copies", &virt_numbers::async_copies },
     };
     const auto & devices = virt_get_registry().devices;
     const auto it = known.find(name);

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-// rows that are multiplied with weights. the output layer may have fewer, normalizations per head have more
+// rows that a node multiplies with weights. the output layer may have fewer than tokens, normalizations per head have more
 static int64_t virt_node_tokens(const ggml_tensor * node) {
     const ggml_tensor * weights = node->src[0];
     if (!weights || !weights->buffer || ggml_backend_buffer_get_usage(weights->buffer) != GGML_BACKEND_BUFFER_USAGE_WEIGHTS) {
@@ -15,7 +15,7 @@ static int64_t virt_node_tokens(const ggml_tensor * node) {
     }
 }
 
-// the sources of a tensor that is no node are computed elsewhere: what is needed of it is where its data is
+// a tensor that is not a node is computed elsewhere: only the address of its data is needed, not its sources
 ggml_tensor * virt_snapshot::copy_of(const ggml_tensor * tensor) {
     if (!tensor) {
         return nullptr;
@@ -48,7 +48,7 @@ virt_snapshot::virt_snapshot(const ggml_cgraph * graph) {
         copy->nodes[i] = res;
         tokens = std::max(tokens, virt_node_tokens(node));
 
-        // the CPU backend fuses nodes that have one use
+        // the CPU backend fuses nodes that are used once
         if (graph->visited_hash_set.size > 0) {
             const size_t pos = ggml_hash_find(&graph->visited_hash_set, node);
             if (pos != GGML_HASHSET_FULL && ggml_bitset_get(graph->visited_hash_set.used, pos)) {

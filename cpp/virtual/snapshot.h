@@ -1,4 +1,4 @@
-// a copy of a graph that does not need the caller's tensors: they may be overwritten as soon as the call returns
+// a copy of a graph that does not need the caller's tensors, which may be overwritten as soon as the call returns
 
 #pragma once
 
@@ -18,7 +18,7 @@ struct virt_snapshot {
     int64_t    n_tokens() const { return tokens; } // that the graph works on
 
 private:
-    std::deque<ggml_tensor> tensors; // addresses stay
+    std::deque<ggml_tensor> tensors; // a deque: addresses must not change
     std::unordered_map<const ggml_tensor *, ggml_tensor *> copies;
 
     ggml_context_ptr ctx;

@@ -62,7 +62,7 @@ void virt_stream::run() {
         queue.pop_front();
         lock.unlock();
         work();
-        work = nullptr; // what it holds goes now, not after the next wait
+        work = nullptr; // frees what it holds now, not after the next wait
         lock.lock();
     }
 }

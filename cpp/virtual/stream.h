@@ -1,4 +1,4 @@
-// an in-order queue of work with its own thread, and the moments that queues and the host can wait for
+// an in-order queue of work with its own thread, and moments in it that other queues and the host can wait for
 
 #pragma once
 
@@ -11,7 +11,7 @@
 #include <mutex>
 #include <thread>
 
-// a point in a stream. it keeps nothing but itself alive, so whoever waits may outlive the stream
+// a point in a stream. it does not refer to the stream, so a wait may outlive it
 struct virt_moment {
     void reach();
     void wait();
@@ -29,8 +29,8 @@ struct virt_stream {
     ~virt_stream(); // finishes what was queued
 
     void            push(std::function<void()> work);
-    virt_moment_ptr mark();                          // reached when all that was queued before is done
-    void            wait(virt_moment_ptr moment);    // what is queued after this comes after the moment
+    virt_moment_ptr mark();                          // reached when everything queued before is done
+    void            wait(virt_moment_ptr moment);    // what is queued after this waits for the moment
     void            synchronize() { mark()->wait(); }
 
 private:
@@ -40,7 +40,7 @@ private:
     bool                              stop = false;
 
     virt_alive  alive { virt_get_counters().streams };
-    std::thread thread; // last: it uses the others
+    std::thread thread; // declared last: it uses the others
 
     void run();
 };

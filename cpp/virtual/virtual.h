@@ -1,4 +1,4 @@
-// what the library exports beside ggml_backend_init, by name and through ggml_backend_reg_get_proc_address
+// what the library exports besides ggml_backend_init, by name and through ggml_backend_reg_get_proc_address
 
 #pragma once
 
@@ -12,19 +12,19 @@
 #    define VIRT_API extern "C" __attribute__ ((visibility ("default")))
 #endif
 
-// the first two: nullptr, or what is wrong, valid until the next call of the same thread
+// the first two return nullptr, or what is wrong, which is valid until the thread's next call
 
-// says whether a specification is understood
+// checks a specification
 VIRT_API const char * turboprefill_virtual_check(const char * spec);
-// gives the devices, as many as there are, other properties and counts their graphs and buffers from the start again.
-// contexts take over at once what concerns times, copies and faults; whether there are events is asked when they are made
+// gives the devices, whose number can't change, other properties, and restarts their counts. for existing contexts, times,
+// copies and faults change at once; whether there are events is only asked when a context is created
 VIRT_API const char * turboprefill_virtual_configure(const char * spec);
 
-// a counter by name (counters.h), -1: there is none of that name
+// a counter by name (counters.h), -1: no such counter
 VIRT_API int64_t turboprefill_virtual_counter(const char * name);
-// one of virt_numbers of a device by name, -1: there is none of that name, or no such device
+// one of a device's virt_numbers by name, -1: no such number or device
 VIRT_API int64_t turboprefill_virtual_number(int32_t device, const char * name);
-// lets the events that were lost happen; how many
+// releases the lost events; returns how many
 VIRT_API int64_t turboprefill_virtual_release(void);
 
 VIRT_API ggml_backend_reg_t ggml_backend_init(void);

@@ -1,7 +1,7 @@
 // TurboPrefill: checkpoints of a sequence that do not stop the pipeline
 //
-// A checkpoint in the middle of a prompt has to hold the state of that moment. Instead of waiting for it, the devices are
-// told to copy it out when they get there, between the ubatches before and after it.
+// A checkpoint in the middle of a prompt has to hold the state at that point. Nothing waits for the devices to get there:
+// they copy the state out between the ubatches before and after it.
 
 #pragma once
 
@@ -11,14 +11,14 @@
 #include <utility>
 #include <vector>
 
-// Stands in front of the data that it fills in finish(): whoever copies or changes that finds it complete. The devices write to
-// memory of its own, so the data may go at any time.
+// To be declared in front of the data that finish() fills, so that copies of both find the data complete. The devices write
+// to other memory, so the data may be destroyed at any time.
 class llama_turboprefill_checkpoint {
 public:
     llama_turboprefill_checkpoint() = default;
     ~llama_turboprefill_checkpoint() { llama_turboprefill_read_free(read); }
 
-    // members are copied in their order: the data comes after this
+    // members are copied in order of declaration: the data after this
     llama_turboprefill_checkpoint(const llama_turboprefill_checkpoint & other) : failed(!other.finish()) {}
     llama_turboprefill_checkpoint(llama_turboprefill_checkpoint && other) noexcept { swap(other); }
 
@@ -33,8 +33,8 @@ public:
         return *this;
     }
 
-    // As llama_state_seq_get_data_ext() into data, which is zero and may not change its size until finish(). false: nothing
-    // was done, as nothing is in flight or the state can't be had this way
+    // Like llama_state_seq_get_data_ext() into a vector, which is zero, and must not be resized, until finish(). false:
+    // nothing was done, because nothing is in flight or the state can't be read this way
     bool take(llama_context * ctx, std::vector<uint8_t> & to, llama_seq_id seq_id, llama_state_seq_flags flags) {
         drop();
         failed = false;
@@ -43,7 +43,7 @@ public:
             return false;
         }
         to.assign(llama_turboprefill_read_size(read), 0);
-        data = to.data(); // stays where it is when the vector is moved
+        data = to.data(); // stays valid when the vector is moved
         return true;
     }
 

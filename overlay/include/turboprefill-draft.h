@@ -1,9 +1,9 @@
-// TurboPrefill: draft models that follow the prompt some calls behind the target
+// TurboPrefill: batches that a draft model computes later, a few calls behind the target
 //
-// A draft model for multi-token prediction computes every token of the prompt from the target's hidden row before it.
-// To wait for those rows after each llama_decode() would empty the pipeline. Batches that nobody has to sample from are
-// noted instead, and computed when the target has enough in flight behind them: in pieces, while the target waits for its
-// devices, in their order, and before anyone else uses the draft model's memory.
+// A draft model for multi-token prediction computes every token of the prompt from the target's hidden state of the token
+// before. Waiting for these states after each llama_decode() would empty the pipeline. So batches without outputs are
+// deferred, and computed when the target has enough in flight behind them: in order, in pieces, while the target would wait
+// for its devices, and before anything else uses the draft model's memory.
 
 #pragma once
 
@@ -31,10 +31,10 @@ public:
         }
     }
 
-    // impls: of struct common_speculative, which they must not outlive
+    // impls: those of the struct common_speculative that this object is a member of; they must outlive it
     template <typename Impls>
     void init(llama_context * ctx_tgt_new, llama_context * ctx_dft_new, const Impls & impls) {
-        // others read more of the target than its hidden rows, or nothing: those of n-grams do not look at batches
+        // other types read more of the target than these hidden states, or nothing: n-gram types ignore batches
         const auto follows = [](const auto & impl) { return impl->type == COMMON_SPECULATIVE_TYPE_DRAFT_MTP; };
         const auto ignores = [](const auto & impl) { return impl->type >= COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE; };
         const bool suits = std::all_of(impls.begin(), impls.end(), [&](const auto & impl) { return follows(impl) || ignores(impl); });
@@ -52,8 +52,8 @@ public:
         llama_turboprefill_set_between(ctx_tgt, [](void * data) { ((llama_turboprefill_draft *) data)->between(); }, this);
     }
 
-    // of a batch that the target has just been given. true: this was done, or will be; result as of
-    // common_speculative_process(), for batches before this one as well. false: nothing was done
+    // Takes the batch that the target was just given. true: it was deferred, or an earlier one failed; result is what
+    // common_speculative_process() has to return. false: it was not deferred, earlier ones were computed; compute it now
     bool process(const common_batch & batch, bool & result) {
         const bool later = note(batch);
         if (!later) {
@@ -66,7 +66,7 @@ public:
         return later || !result;
     }
 
-    // everything that was noted, before the draft model is used
+    // computes everything deferred, before the draft model is used
     void flush() {
         while (!batches.empty() && !computing) {
             compute_piece();
@@ -77,7 +77,7 @@ private:
     struct noted {
         common_batch              batch;
         llama_turboprefill_rows * rows;
-        int32_t                   n_piece; // tokens that are computed at once
+        int32_t                   n_piece; // tokens per piece
         int32_t                   n_done;
     };
 
@@ -99,7 +99,7 @@ private:
         if (!rows) {
             return false;
         }
-        // where the draft model's ubatches would end anyway: several sequences share them in another way
+        // pieces end where the draft model's ubatches would end anyway; with several sequences that is elsewhere: one piece
         const bool one = std::all_of(batch.tokens.begin(), batch.tokens.end(), [&](const auto & token) {
             return token.seq_id == batch.tokens[0].seq_id && token.seq_ids_extra.empty();
         });
@@ -113,14 +113,14 @@ private:
         return llama_turboprefill_get_rows_state(batches.front().rows);
     }
 
-    // while the target would wait
+    // called when the target would wait
     void between() {
         if (!computing && !batches.empty() && state_of_first() != LLAMA_TURBOPREFILL_ROWS_EARLY) {
             compute_piece();
         }
     }
 
-    // if the target failed, its next llama_decode() says so
+    // if the target failed, its next llama_decode() reports it
     void compute_piece() {
         noted & first = batches.front();
         const int32_t n = std::min(first.n_piece, first.batch.size() - first.n_done);

@@ -1,10 +1,10 @@
-// TurboPrefill: prompts that end while others are still to come, in llama-server
+// TurboPrefill in llama-server: prompts whose first token can wait until the next batch is submitted
 //
-// The server waits for the first token of a prompt before it gives the devices the next batch, and the pipeline runs empty
-// for it. While nobody generates, the logits are kept instead, and sampled from when the next batch is on its way. A user
-// who generates needs his token for that batch: then nothing is kept.
+// The server waits for the first token of a prompt before it submits the next batch, which empties the pipeline. While no
+// slot is generating, the logits are held instead, and sampled when the next batch is in flight. A slot that generates needs
+// its token for that batch: then nothing is held.
 //
-// Included by server-context.cpp between struct server_slot and struct server_context_impl, which each function is given.
+// Included by server-context.cpp between struct server_slot and struct server_context_impl; each function takes the latter.
 
 #pragma once
 
@@ -23,7 +23,7 @@ public:
 
     ~llama_turboprefill_server() { drop_all(); }
 
-    // The logits of a batch, of n_tokens from off on, that was just decoded. true: kept, nobody need wait for them now
+    // For the n_tokens from off on that were just decoded. true: their logits are held, don't wait for them now
     template <typename Server>
     bool keep(Server & server, int32_t n_tokens, int32_t off) {
         std::vector<server_slot> & slots = server.slots;
@@ -43,7 +43,7 @@ public:
         return true;
     }
 
-    // Of the batches before the one that was just decoded: post_decode() finds the slots and the results as they were after
+    // Calls post_decode() for the batches before the one that was just decoded, with slots and results as they were after
     // each. false: a device failed, and all slots were aborted
     template <typename Server>
     bool finish(Server & server) {
@@ -66,7 +66,7 @@ public:
         return true;
     }
 
-    // The same where no batch comes behind them after all
+    // The same when no batch follows after all
     template <typename Server>
     void finish_last(Server & server) {
         try {
@@ -76,10 +76,10 @@ public:
         }
     }
 
-    // whether post_decode() is that of an earlier batch: clients were told of their progress then
+    // whether post_decode() is called for an earlier batch, whose progress was reported to clients then
     bool finishes() const { return finishing; }
 
-    // Nobody asks for anything: a fault that is found now concerns nobody, but for what slots believe to have in memory.
+    // When all slots are idle: a fault found now concerns no request, only what the slots believe to be in memory.
     template <typename Server>
     void rest(Server & server) {
         llama_context * ctx = server.ctx_tgt;
@@ -90,18 +90,18 @@ public:
         if (llama_turboprefill_synchronize(ctx) != 0) {
             forget(server);
         }
-        llama_turboprefill_report(ctx); // what was done until now, such as warming up, is not the next prompt's
+        llama_turboprefill_report(ctx); // discard: work until now, such as warmup, is not the next prompt's
     }
 
-    // After a fault, when all slots have been released: whose tokens are no longer in memory. Upstream only thinks of slots
-    // that were at work, but ubatches of a request that was cancelled may have been in flight.
+    // After a fault, when all slots are released: clears the prompts of slots whose tokens are no longer in memory. Upstream
+    // only does so for slots that were processing, but ubatches of a cancelled request may have been in flight, too.
     template <typename Server>
     void forget(Server & server) {
         llama_context * ctx = server.ctx_tgt;
         if (!llama_turboprefill_enabled(ctx)) {
             return;
         }
-        failed(ctx); // this is what comes of it
+        failed(ctx); // the fault counts as handled
         for (auto & slot : server.slots) {
             if (!slot.is_processing() && llama_memory_seq_pos_max(llama_get_memory(ctx), slot.id) < slot.prompt.tokens.pos_next() - 1) {
                 slot.prompt_clear();
@@ -109,7 +109,7 @@ public:
         }
     }
 
-    // After an image could not be decoded. true: a device had failed before, maybe at somebody else's tokens: all were aborted
+    // After an image failed to decode. true: a device had failed, maybe on another slot's tokens, and all slots were aborted
     template <typename Server>
     bool image_failed(Server & server) {
         if (!failed(server.ctx_tgt)) {
@@ -123,7 +123,7 @@ public:
 private:
     struct end_of_prompt {
         server_slot * slot;
-        int           id_task; // a slot may have been released meanwhile, and taken by another
+        int           id_task; // the slot may have been released since, and given another task
         int32_t       i_batch;
     };
 
@@ -134,13 +134,13 @@ private:
         std::vector<end_of_prompt> ends;
     };
 
-    // whether a device has failed since this was asked last
+    // whether a device has failed since the last call
     bool failed(const llama_context * ctx) {
         const int64_t n = llama_turboprefill_get_stats(ctx).n_faults;
         return std::exchange(n_faults, n) < n;
     }
 
-    // as the server does when llama_decode() returns an error
+    // what the server does when llama_decode() returns an error
     template <typename Server>
     void fail(Server & server) {
         drop_all();
@@ -154,23 +154,23 @@ private:
         for (auto * slot : at_work) {
             slot->prompt_clear();
         }
-        llama_turboprefill_synchronize(server.ctx_tgt); // that was the report of the failure
+        llama_turboprefill_synchronize(server.ctx_tgt); // the failure is reported, the next decode need not do it
         forget(server);
     }
 
     std::deque<kept> batches;
-    size_t           n_new     = 0; // of them: the batch that was just decoded
+    size_t           n_new     = 0; // how many of them were just decoded, 0 or 1
     bool             finishing = false;
     int64_t          n_faults  = 0;
 
-    // while it lives, the slots have those places in a batch that they had, and at its end the context its own results again
+    // while one exists, slots have the i_batch of that batch; afterwards they, and the context's results, are restored
     struct in_use {
         llama_context *            ctx;
         const kept &               batch;
         std::vector<server_slot> & slots;
         bool &                     lives;
         std::vector<int32_t>       i_batch;
-        int                        n_ends = 0; // prompts that nobody has cancelled
+        int                        n_ends = 0; // prompts that were not cancelled
         bool                       ok = false;
 
         in_use(llama_context * ctx, const kept & batch, std::vector<server_slot> & slots, bool & lives) : ctx(ctx), batch(batch), slots(slots), lives(lives) {
@@ -198,7 +198,7 @@ private:
         }
     };
 
-    // whether the server has more to compute that does not depend on these results, and only so much that nobody notices
+    // whether there is more to compute that does not depend on these results, and not so much that users notice the delay
     static bool may_wait(const llama_context * ctx, const std::vector<server_slot> & slots) {
         bool more = false;
         for (const auto & slot : slots) {
@@ -209,12 +209,12 @@ private:
                 return false;
             }
             if (slot.state == SLOT_STATE_DONE_PROMPT && slot.i_batch >= 0 && !slot.task->need_sampling()) {
-                return false; // embeddings and ranks are made of the batch itself
+                return false; // embeddings and ranks are made from the batch itself
             }
             more |= slot.state == SLOT_STATE_STARTED || slot.state == SLOT_STATE_PROCESSING_PROMPT;
         }
-        // a batch with more ubatches than there are slots is on its way only when the first of them are done: then these users
-        // would wait longer than an empty pipeline takes to fill again
+        // a batch with more ubatches than slots is only submitted when its first ubatches are done: these users would wait
+        // longer than it takes to fill an empty pipeline again
         const int64_t n_slots = llama_turboprefill_get_stats(ctx).n_slots;
         return more && 2*llama_n_batch(ctx) <= 3*n_slots*llama_n_ubatch(ctx);
     }

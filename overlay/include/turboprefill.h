@@ -20,8 +20,9 @@
 extern "C" {
 #endif
 
-// Enables or disables the pipeline of one context. Waits for ubatches in flight.
-LLAMA_API void llama_turboprefill_set_enabled(struct llama_context * ctx, bool enabled);
+// Enables or disables the pipeline of one context. Waits for ubatches in flight. false: there is not enough memory for the
+// change, which was not made; llama_turboprefill_reason() says so.
+LLAMA_API bool llama_turboprefill_set_enabled(struct llama_context * ctx, bool enabled);
 LLAMA_API bool llama_turboprefill_enabled(const struct llama_context * ctx);
 
 // Lets each llama_decode() choose a ubatch size, at most the context's n_ubatch, from the length of the prompt and the number

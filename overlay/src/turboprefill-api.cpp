@@ -1,4 +1,4 @@
-// TurboPrefill: the public API, include/turboprefill.h
+// TurboPrefill: the public C API of include/turboprefill.h
 
 #include "turboprefill-impl.h"
 
@@ -11,11 +11,13 @@ void llama_turboprefill_set_auto_ubatch(llama_context * ctx, float overhead) {
     llama_turboprefill::make(*ctx).ubatch_overhead = overhead < 0 ? llama_turboprefill_guess_ubatch_overhead(ctx->get_model()) : overhead;
 }
 
-void llama_turboprefill_set_enabled(llama_context * ctx, bool enabled) {
+bool llama_turboprefill_set_enabled(llama_context * ctx, bool enabled) {
     try {
         llama_turboprefill::make(*ctx).set_enabled(enabled);
+        return true;
     } catch (const std::exception & err) {
         LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
+        return false;
     }
 }
 
@@ -55,6 +57,9 @@ const char * llama_turboprefill_report(llama_context * ctx) {
 
 const char * llama_turboprefill_reason(const llama_context * ctx) {
     const auto * tp = llama_turboprefill::get(*ctx);
+    if (tp && !tp->enabled && !tp->why_disabled.empty()) {
+        return tp->why_disabled.c_str();
+    }
     if (!tp || !tp->enabled) {
         return "TurboPrefill is disabled";
     }

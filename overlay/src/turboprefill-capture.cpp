@@ -1,6 +1,6 @@
-// TurboPrefill: which ubatches are pipelined, and what a decode does with one instead of computing it
+// TurboPrefill: which ubatches are pipelined; capture and submission
 //
-// process() captures, the caller asks for results, submit() hands over to the workers.
+// process() captures a ubatch, the caller requests its results, submit() hands it over to the workers.
 
 #include "turboprefill-compat.h"
 #include "turboprefill-mask.h"
@@ -13,14 +13,14 @@ void llama_turboprefill::choose_ubatch() {
     if (!enabled || !engine || ubatch_overhead <= 0 || ctx.cparams.cb_eval || !ctx.cparams.causal_attn || ctx.cparams.embeddings) {
         return;
     }
-    // generation, or what a draft model has proposed; and snapshots of recurrent states bound the size from below
+    // generation, or tokens that a draft model proposed. and snapshots of recurrent states need a minimum size
     if (ctx.balloc->get_n_outputs() == ctx.balloc->get_n_tokens() || compat::has_snapshots(ctx.cparams)) {
         return;
     }
     if (ggml_turboprefill_idle(engine)) {
         n_tokens_begun = 0;
     }
-    // a prompt in several calls keeps the pipeline filled between them: that is paid for once
+    // a prompt in several calls fills the pipeline only once
     n_tokens_begun += ctx.balloc->get_n_tokens();
 
     n_ubatch = ctx.cparams.n_ubatch;
@@ -44,9 +44,9 @@ const char * llama_turboprefill::why_not(const llama_ubatch & ubatch, llm_graph_
     if (ctx.cparams.cb_eval) {
         return "an evaluation callback is set";
     }
-    // a full ubatch without outputs is a piece of a longer prompt, even if the rest comes with the next call
+    // a full ubatch without outputs is part of a longer prompt, even if the rest comes with the next call
     const bool more_to_come = ubatch.n_tokens > 1 && ubatch.n_tokens == ctx.cparams.n_ubatch && ctx.n_outputs == 0;
-    // sequences of different lengths make several ubatches of a short batch. one token of each sequence is generation
+    // with sequences of different lengths, even a short batch has several ubatches. one token per sequence is generation
     const uint32_t n_tokens_all = ctx.balloc->get_n_tokens();
     const bool generation = ubatch.n_tokens > 1 && ubatch.n_seqs_unq == ubatch.n_tokens;
     const bool several = !generation && (n_tokens_all > ctx.cparams.n_ubatch || (n_tokens_all > ubatch.n_tokens && ubatch.n_seq_tokens > 1));
@@ -120,13 +120,13 @@ llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_
             break;
     }
 
-    // the scheduler has the graph allocated: go on as upstream does. its buffers are those of the ubatches in flight
+    // the scheduler has allocated the graph: continue like upstream, after a drain, as ubatches in flight use its buffers
     entry.i_ubatch = -1;
     slot = nullptr;
     count_standard(ubatch, why);
     drain(GGML_TURBOPREFILL_CAUSE_GRAPH);
     if (status_late != GGML_STATUS_SUCCESS) {
-        ret = take_late(); // the tokens before these are gone
+        ret = take_late(); // the tokens before these are missing
         return nullptr;
     }
 
@@ -135,7 +135,7 @@ llm_graph_result * llama_turboprefill::capture(const llama_ubatch & ubatch, llm_
     return ret == GGML_STATUS_SUCCESS ? res : nullptr;
 }
 
-// the graph of the current slot could not be built
+// gives up the current slot: its graph could not be built
 void llama_turboprefill::cancel() {
     if (!slot) {
         return;
@@ -150,7 +150,7 @@ bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gty
     call_between();
 
     if (status_late != GGML_STATUS_SUCCESS) {
-        // a device failed after this decode had begun: the tokens before these are gone
+        // a device failed after this decode had begun: the tokens before these are missing
         if (engine) {
             ggml_turboprefill_drain(engine, GGML_TURBOPREFILL_CAUSE_FAULT);
         }
@@ -159,7 +159,7 @@ bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gty
         return true;
     }
     if (interrupt && interrupt(interrupt_data)) {
-        drain(GGML_TURBOPREFILL_CAUSE_ABORT); // upstream removes from memory what comes after these
+        drain(GGML_TURBOPREFILL_CAUSE_ABORT); // upstream then removes this ubatch's positions from memory
         ret = status_late != GGML_STATUS_SUCCESS ? take_late() : GGML_STATUS_ABORTED;
         res = nullptr;
         return true;
@@ -198,7 +198,7 @@ bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gty
         throw;
     }
     if (!res) {
-        // upstream's error path returns from llama_decode: nothing may run on, not even the abort callback
+        // upstream's error path returns from llama_decode: nothing may be running then, not even the abort callback
         ggml_turboprefill_drain(engine, GGML_TURBOPREFILL_CAUSE_FAULT);
     }
 
@@ -215,7 +215,7 @@ void llama_turboprefill::submit() {
     const int         n_threads  = batched ? ctx.cparams.n_threads_batch : ctx.cparams.n_threads;
     ggml_threadpool_t threadpool = batched ? ctx.threadpool_batch        : ctx.threadpool;
 
-    // what llama_context::graph_compute() does for all backends at once: here each is set by the thread that uses it
+    // llama_context::graph_compute() sets these for all backends at once; here, each worker sets its own
     ggml_turboprefill_submit(engine, slot, [this, n_threads, threadpool](ggml_backend_t backend) {
         if (backend == ctx.backend_cpu) {
             auto * reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend));

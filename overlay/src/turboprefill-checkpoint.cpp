@@ -1,7 +1,7 @@
-// TurboPrefill: reading the state of a sequence behind the ubatches in flight, see turboprefill-checkpoint.h
+// TurboPrefill: reads the state of a sequence behind the ubatches in flight, see turboprefill-checkpoint.h
 //
-// llama_context writes the state as always, but what it would copy from the devices at once is noted, and handed to the
-// pipeline like a ubatch: each stage copies its part after the ubatches before, and before those after it.
+// llama_context writes the state as usual, but its reads from devices are recorded instead, and submitted to the pipeline
+// like a ubatch: each worker copies its part between the ubatches before and after.
 
 #include "turboprefill-impl.h"
 
@@ -11,10 +11,10 @@
 #include <memory>
 #include <vector>
 
-// what is read, until it has arrived
+// a read in the background, and its data
 struct llama_turboprefill_read {
-    std::weak_ptr<llama_turboprefill> owner; // gone: it waited before it went
-    int64_t i_engine = 0; // a later engine began with nothing in flight
+    std::weak_ptr<llama_turboprefill> owner; // expired: it drained before it was destroyed
+    int64_t i_engine = 0; // a later engine started with nothing in flight
     int64_t i_ubatch = 0;
     bool    failed   = false;
 
@@ -37,7 +37,7 @@ llama_turboprefill_read * llama_turboprefill::read_state(llama_seq_id seq_id, ll
     auto read = std::make_unique<llama_turboprefill_read>();
 
     std::vector<ggml_turboprefill_tensor_read> reads;
-    reading = true; // sizes and cells are what the host knows
+    reading = true; // don't wait: the host knows sizes and cells
     read->data.resize(ctx.state_seq_get_size(seq_id, flags));
     ggml_turboprefill_record_reads(&reads);
     const size_t n = ctx.state_seq_get_data(seq_id, read->data.data(), read->data.size(), flags);
@@ -49,7 +49,7 @@ llama_turboprefill_read * llama_turboprefill::read_state(llama_seq_id seq_id, ll
 
     ggml_turboprefill_slot * slot_read = ggml_turboprefill_acquire(engine);
     if (!slot_read) {
-        return nullptr; // a device failed: whoever waits next finds out
+        return nullptr; // a device failed: the next wait notices
     }
     const int64_t i_ubatch = ggml_turboprefill_slot_ubatch(slot_read);
     auto & entry = entries[ggml_turboprefill_slot_index(slot_read)];

@@ -11,8 +11,8 @@
 #include <mutex>
 #include <set>
 
-// contexts whose memory may be used by ubatches in flight
-// never destroyed: a context may be freed by another static's destructor
+// contexts whose memory ubatches in flight may use
+// never destroyed: another static's destructor may free a context
 static std::mutex                     & g_turboprefill_mutex = *new std::mutex;
 static std::set<llama_turboprefill *> & g_turboprefill_all   = *new std::set<llama_turboprefill *>;
 
@@ -150,15 +150,16 @@ void llama_turboprefill_wait_memory(llama_memory_i * memory, llama_seq_id seq_id
     }
 }
 
-// Memories that only note which cells are free: whoever gets these writes after those who read them, on each device. Others,
-// such as DeepSeek V4's, clear parts of what the devices have.
+// Memories that only mark cells as free: on each device, the next writer of a cell comes after its last reader. Others, such
+// as DeepSeek V4's, clear device memory.
 static bool llama_turboprefill_removes_on_host(const llama_memory_i * memory) {
     return dynamic_cast<const llama_kv_cache         *>(memory) || dynamic_cast<const llama_kv_cache_iswa      *>(memory) ||
            dynamic_cast<const llama_memory_recurrent *>(memory) || dynamic_cast<const llama_memory_hybrid      *>(memory) ||
            dynamic_cast<const llama_memory_hybrid_iswa *>(memory);
 }
 
-// cells that go make room for others: what comes after them would lie elsewhere. nothing goes before most batches
+// deferred tokens must not get cells that this frees: if it frees any, everything deferred is computed first. most calls
+// come before a batch and free none
 void llama_turboprefill_before_remove(llama_memory_i * memory, llama_seq_id seq_id, llama_pos p0) {
     auto * tp = llama_turboprefill_of_memory(memory);
     if (!tp) {

@@ -1,7 +1,7 @@
-// TurboPrefill's hooks in llama_context, called at the places that hooks.json names
+// TurboPrefill's hooks in llama_context; hooks.json lists where they are called
 //
-// What they do: turboprefill-capture.cpp for each ubatch, turboprefill-sched.cpp when the scheduler is replaced,
-// turboprefill-faults.cpp if a device fails.
+// They lead to turboprefill-capture.cpp for each ubatch, turboprefill-sched.cpp when the scheduler is replaced, and
+// turboprefill-faults.cpp when a device fails.
 
 #pragma once
 
@@ -19,10 +19,10 @@ void llama_turboprefill_sched_begin(llama_context & ctx);
 void llama_turboprefill_sched_new  (llama_context & ctx);
 void llama_turboprefill_sched_end  (llama_context & ctx);
 
-// != 0: a device failed since the last call; return this from llama_decode()
+// != 0: a device failed after an earlier decode had returned; return this from llama_decode()
 int32_t llama_turboprefill_decode_begin(llama_context & ctx);
 
-// while it lives, the context cuts batches into ubatches of the size that suits the pipeline, if that was asked for
+// while one exists, the context cuts batches into ubatches of the size that suits the pipeline, if that was requested
 struct llama_turboprefill_ubatch_choice {
     explicit llama_turboprefill_ubatch_choice(llama_context & ctx);
     ~llama_turboprefill_ubatch_choice();
@@ -32,31 +32,31 @@ struct llama_turboprefill_ubatch_choice {
 
 void llama_turboprefill_restore_ubatch(llama_context & ctx);
 
-// true: this ubatch was taken, with its result in res, or nullptr and the status in ret. false: it is upstream's
+// true: the ubatch was handled; res is its result, or nullptr with the status in ret. false: upstream computes it
 bool llama_turboprefill_process(llama_context & ctx, const llama_ubatch & ubatch, int gtype, llama_memory_context_i * mctx,
         ggml_status & ret, llm_graph_result *& res);
 
-// the results of the ubatch were asked for: the devices may have it
+// the results of the ubatch have been requested: the workers may compute it
 void llama_turboprefill_submit(llama_context & ctx);
 
 int32_t llama_turboprefill_decode_end(llama_context & ctx);
 
-// the context is about to change: wait for everything in flight, and forget the memory cells that were not computed
+// before the context changes: waits for everything in flight, and after a fault removes what was not computed from memory
 void llama_turboprefill_before_setting(llama_context & ctx);
 // the same for llama_context::synchronize()
 void llama_turboprefill_before_synchronize(llama_context & ctx);
-// for what a sequence has in flight, below 0: for everything. false: nothing is in flight
+// waits for the ubatches of a sequence, below 0: for everything. false: nothing was in flight
 bool llama_turboprefill_wait_state(llama_context & ctx, llama_seq_id seq_id);
 
-// the same, before the state of a sequence is written; throws if a device failed and nobody was told
+// the same, before the state of a sequence is written out; throws if a device failed and no call has reported it
 void llama_turboprefill_before_write(llama_context & ctx, llama_seq_id seq_id);
 
-// the state is about to be replaced
+// before state is replaced
 void llama_turboprefill_before_state(llama_context & ctx);
 
-// cells of a sequence are about to go
+// before cells of a sequence are removed
 void llama_turboprefill_before_remove(llama_memory_i * memory, llama_seq_id seq_id, llama_pos p0);
-// for what a sequence of this memory has in flight
+// waits for the ubatches of a sequence of this memory
 void llama_turboprefill_wait_memory(llama_memory_i * memory, llama_seq_id seq_id);
-// for everything, and what failed before does not matter any more
+// waits for everything, and discards earlier failures
 void llama_turboprefill_clear_memory(llama_memory_i * memory);

@@ -1,5 +1,7 @@
 #include "turboprefill-env.h"
 
+#include "llama-impl.h"
+
 #include <algorithm>
 #include <cctype>
 #include <cstdlib>
@@ -9,6 +11,20 @@ std::string llama_turboprefill_getenv(const char * name) {
     std::string res = value ? value : "";
     std::transform(res.begin(), res.end(), res.begin(), [](unsigned char c) { return std::tolower(c); });
     return res;
+}
+
+double llama_turboprefill_getenv_number(const char * name, double min, double unset) {
+    const std::string value = llama_turboprefill_getenv(name);
+    if (value.empty()) {
+        return unset;
+    }
+    char * end = nullptr;
+    const double number = strtod(value.c_str(), &end);
+    if (*end != 0 || !(number >= min)) {
+        LLAMA_LOG_WARN("%s: %s=%s: expected a number of at least %g; using the default\n", __func__, name, value.c_str(), min);
+        return unset;
+    }
+    return number;
 }
 
 bool llama_turboprefill_env_enabled() {

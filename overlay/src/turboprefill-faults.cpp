@@ -1,6 +1,6 @@
-// TurboPrefill: what becomes of memory and results if a device fails, and which call says so
+// TurboPrefill: what happens to memory and results when a device fails, and which call reports it
 //
-// A fault may be found after its decode has returned: it is kept until a decode has reported it or the memory was cleared.
+// A fault may be found after its decode has returned. It is kept until a call has reported it or the memory was cleared.
 
 #include "turboprefill-compat.h"
 
@@ -14,7 +14,7 @@
 #include <set>
 #include <stdexcept>
 
-// devices that failed: forget what they did not compute
+// after a fault: removes from memory what was not computed
 ggml_status llama_turboprefill::recover() {
     if (!engine) {
         return GGML_STATUS_SUCCESS;
@@ -26,7 +26,7 @@ ggml_status llama_turboprefill::recover() {
 
     ggml_turboprefill_drain(engine, GGML_TURBOPREFILL_CAUSE_FAULT);
 
-    // a later ubatch may have failed first, and an earlier one after that
+    // read again: an earlier ubatch may have failed after a later one
     const ggml_turboprefill_failure first = ggml_turboprefill_get_failure(engine);
 
     fail_rows(first.ubatch);
@@ -48,7 +48,7 @@ ggml_status llama_turboprefill::recover() {
 
     for (const auto & [seq_id, pos] : pos_min) {
         LLAMA_LOG_WARN("%s: removing memory module entries for seq_id = %d, pos = [%d, +inf)\n", __func__, seq_id, pos);
-        // the states of a recurrent model can't be taken back one by one, and a sliding window may have moved on
+        // recurrent states can't be removed position by position, and a sliding window may have moved on
         if (compat::has_snapshots(ctx.cparams) || !ctx.memory->seq_rm(seq_id, pos, -1) || !has_window(seq_id, pos)) {
             LLAMA_LOG_WARN("%s: removing the whole sequence %d\n", __func__, seq_id);
             ctx.memory->seq_rm(seq_id, -1, -1);
@@ -60,8 +60,8 @@ ggml_status llama_turboprefill::recover() {
     return first.status;
 }
 
-// true if the memory still has what the token at pos needs to see: a window that has moved on gives its cells away, and
-// not in the order of their positions
+// whether the memory still has everything that the token at pos attends to: a window that has moved on reuses cells, not in
+// order of their positions
 bool llama_turboprefill::has_window(llama_seq_id seq_id, llama_pos pos) const {
     const auto n_swa = (llama_pos) ctx.model.hparams.n_swa;
     if (n_swa == 0 || pos == 0) {
@@ -94,13 +94,13 @@ static int32_t llama_turboprefill_decode_code(ggml_status status) {
     return -3;
 }
 
-// the caller is about to read results that were never made: nothing there may be taken for them
+// the caller is about to read results that were never computed: nothing in the buffer may pass for them
 void llama_turboprefill::spoil_outputs() {
     auto *        used   = rows_used; // of an earlier decode
     const int64_t i_used = i_rows_used;
     unuse_rows();
     const float nan = std::numeric_limits<float>::quiet_NaN();
-    // output_reserve() has noted the sizes of a larger buffer when it drains to replace this one
+    // when output_reserve() drains to replace this buffer, it has already set the sizes of the larger one
     const auto fill = [&](const auto & view) {
         if (view.data && ctx.buf_output) {
             const auto * begin = (const float *) ggml_backend_buffer_get_base(ctx.buf_output.get());
@@ -133,21 +133,21 @@ int32_t llama_turboprefill::synchronize() {
     return take_late_code();
 }
 
-// stays for the next decode to report, which is the first call that can
+// kept for the next call that can report it
 void llama_turboprefill::note_late(ggml_status status) {
     if (status_late == GGML_STATUS_SUCCESS) {
         status_late = status;
     }
 }
 
-// the memory was cleared: what failed before does not matter any more
+// the memory is being cleared: earlier failures no longer matter
 void llama_turboprefill::clear() {
     drain(GGML_TURBOPREFILL_CAUSE_MEMORY);
     take_late();
 }
 
-// What is left of some sequence, or of a copy of it, is not what its llama_decode() has returned success for: its state would
-// go for that. Until a decode or whoever asks has reported the failure.
+// After an unreported failure, some sequence, or a copy of it, lacks tokens whose llama_decode() has returned success. Its
+// state must not pass for complete until a call has reported the failure.
 void llama_turboprefill::check_state() const {
     if (status_late != GGML_STATUS_SUCCESS) {
         throw std::runtime_error("a device failed to compute what was decoded; llama_decode() or "
@@ -182,7 +182,7 @@ int32_t llama_turboprefill::decode_end() {
     if (!engine) {
         return 0;
     }
-    // the abort callback is asked by the CPU: the caller expects its verdict from this very call
+    // the abort callback is called while the CPU computes, and the caller expects its verdict from this very call
     if (ctx.abort_callback) {
         ggml_turboprefill_drain_host(engine);
     }

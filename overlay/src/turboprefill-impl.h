@@ -28,7 +28,7 @@ struct llama_turboprefill_entry {
     int64_t              i_ubatch = -1; // its number in the engine, -1: none
 };
 
-// whether the scheduler groups nodes by device: recurrent models need it, for others it would be work for nothing
+// whether the scheduler groups nodes by device: recurrent models need it, for others it would be wasted work
 enum llama_turboprefill_regrouping {
     LLAMA_TURBOPREFILL_REGROUP_UNTRIED,
     LLAMA_TURBOPREFILL_REGROUP_ON,
@@ -41,7 +41,7 @@ struct llama_turboprefill {
 
     struct compat; // turboprefill-compat.h
 
-    // what a decode returns; embeddings and what samplers on devices make stay empty, nobody keeps those
+    // results of a decode; embeddings and results of backend samplers are never held, and stay empty
     struct kept_results {
         struct view {
             float * data = nullptr;
@@ -54,7 +54,7 @@ struct llama_turboprefill {
         view                                  embd;
         llama_context::sampling_info          sampling;
 
-        // rows of hidden states of all tokens, and in which order they are
+        // hidden states of all tokens, and their order
         view                 nextn;
         std::vector<view>    layer_inp;
         std::vector<int32_t> batch_idxs;
@@ -71,7 +71,7 @@ struct llama_turboprefill {
     void sched_end();
     void drop_parts();
     void set_enabled(bool value);
-    uint64_t graph_bytes() const; // of the graphs of slots
+    uint64_t graph_bytes() const; // host memory of the slots' graphs
 
     // turboprefill-capture.cpp
     void choose_ubatch();
@@ -81,7 +81,7 @@ struct llama_turboprefill {
 
     // turboprefill-wait.cpp
     void drain(ggml_turboprefill_cause cause);
-    bool wait_results(int32_t * status);                          // false: nothing is in flight. status may be nullptr
+    bool wait_results(int32_t * status);                          // false: nothing is left in flight. status may be nullptr
     void wait_seq(llama_seq_id seq_id, ggml_turboprefill_cause cause); // below 0: all
     bool wait_state(llama_seq_id seq_id);                         // false: nothing is in flight
     bool has_moving_state() const;
@@ -103,7 +103,7 @@ struct llama_turboprefill {
     void free_rows(llama_turboprefill_rows & rows);
 
     // turboprefill-faults.cpp
-    void    check_state() const; // throws if memory is not what was decoded, and nobody was told
+    void    check_state() const; // throws if memory lacks what was decoded, and no call has reported it
     int32_t decode_begin();
     int32_t decode_end();
     int32_t synchronize();
@@ -115,36 +115,38 @@ struct llama_turboprefill {
 
     bool enabled = llama_turboprefill_env_enabled();
 
-    double ubatch_overhead = 0; // of a ubatch, in tokens, if its size is ours to choose
+    double ubatch_overhead = 0; // fixed cost per ubatch, in token equivalents; 0: the ubatch size is not chosen here
 
     const std::shared_ptr<ggml_turboprefill_health> health = ggml_turboprefill_health_new(); // any thread may ask it
 
-    bool reading = false; // state, behind the ubatches in flight: nobody need wait
+    bool reading = false; // a read of state is being queued behind the ubatches in flight: don't wait for them
+
+    std::string why_disabled; // although it was to be enabled
 
     std::string reason; // why ubatches of the last decode took the standard path
 
-    // whoever owes the memory some tokens, see turboprefill-draft.h
+    // called before the memory is used, to compute deferred batches first: see turboprefill-draft.h
     llama_turboprefill_before_use before_use = nullptr;
     void * before_use_data = nullptr;
     void call_before_use(llama_seq_id seq_id, llama_pos pos) const { if (before_use) { before_use(before_use_data, seq_id, pos); } }
 
-    // asked before each ubatch: true ends the decode
+    // called before each ubatch: true ends the decode
     llama_turboprefill_interrupt interrupt = nullptr;
     void * interrupt_data = nullptr;
 
-    // who has something to do when this context would have to wait for a slot
+    // called when this context would have to wait for a slot
     llama_turboprefill_between between = nullptr;
     void * between_data = nullptr;
 
     llama_turboprefill_stats stats = {};
 
-    ggml_turboprefill_wait_stats waits[GGML_TURBOPREFILL_N_CAUSES] = {}; // of engines before this one
+    ggml_turboprefill_wait_stats waits[GGML_TURBOPREFILL_N_CAUSES] = {}; // of earlier engines
 
     std::vector<ggml_turboprefill_span> spans;
 
     ggml_turboprefill_engine * engine = nullptr;
-    int64_t i_engine = 0; // engines before this one
-    ggml_turboprefill_parts  * parts  = nullptr; // of the engine before, until there is another one
+    int64_t i_engine = 0; // number of earlier engines
+    ggml_turboprefill_parts  * parts  = nullptr; // of the previous engine, until there is a new one
 
 private:
     llama_context & ctx;
@@ -155,29 +157,29 @@ private:
     std::string why_no_engine;
 
     llama_turboprefill_regrouping regroup = LLAMA_TURBOPREFILL_REGROUP_UNTRIED;
-    bool regrouping = false; // inside of try_regroup()
+    bool regrouping = false; // inside try_regroup()
 
     std::vector<llama_turboprefill_entry> entries; // [n_slots]
 
-    ggml_turboprefill_slot * slot = nullptr; // captured, its results not yet asked for
+    ggml_turboprefill_slot * slot = nullptr; // captured, not yet submitted
 
-    uint32_t n_devices      = 0; // that the pipeline has
-    int64_t n_not_prompt    = 0; // ubatches of the standard path that generated or warmed up, since the last report
+    uint32_t n_devices      = 0; // in the pipeline
+    int64_t n_not_prompt    = 0; // standard-path ubatches that were generation or warmup, since the last report
     std::string text;            // what report() returned last
     llama_turboprefill_stats stats_reported = {};
     ggml_turboprefill_wait_stats  waits_reported[GGML_TURBOPREFILL_N_CAUSES] = {};
-    uint32_t n_ubatch       = 0; // the context's own while another is used, else 0
-    uint64_t n_tokens_begun = 0; // decoded since nothing was in flight
+    uint32_t n_ubatch       = 0; // the context's own while another size is in use, else 0
+    uint64_t n_tokens_begun = 0; // tokens decoded since nothing was in flight
 
     int64_t n_ubatches_decode = 0; // captured by the last decode
 
     std::vector<llama_turboprefill_read *> reads_held;
     std::vector<llama_turboprefill_rows *> rows_held;
-    std::vector<ggml_backend_buffer_ptr>   spare_buffers; // that rows were held in
-    llama_turboprefill_rows *              rows_used = nullptr; // what the context returns as results for now,
+    std::vector<ggml_backend_buffer_ptr>   spare_buffers; // output buffers of rows that were freed
+    llama_turboprefill_rows *              rows_used = nullptr; // what the context currently returns as results,
     int64_t                                i_rows_used = 0;     // from this token on
 
-    ggml_status status_late = GGML_STATUS_SUCCESS; // of ubatches whose decode had returned
+    ggml_status status_late = GGML_STATUS_SUCCESS; // of ubatches whose decode had already returned
 
     // turboprefill-sched.cpp
     std::string why_no_backend() const;
@@ -219,7 +221,8 @@ private:
     ggml_status take_late();
     int32_t     take_late_code(); // as llama_decode() returns it
 
-    // the results of a context and those given here change places; and while those are used, what nobody keeps
+    // exchange_results() swaps the context's results with these; exchange_others() does so with results that are never held,
+    // while these are in use
     void exchange_results(kept_results & other) const;
     void exchange_others (kept_results & other) const;
     template <typename A, typename B> static void exchange(A & a, B & b) {

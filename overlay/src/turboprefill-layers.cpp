@@ -9,7 +9,7 @@ int llama_turboprefill_n_layer    (const llama_model & model) { return llama_tur
 int llama_turboprefill_n_layer_run(const llama_model & model) { return llama_turboprefill::compat::n_layer_run(model.hparams); }
 
 int llama_turboprefill_layer_of(const llama_model & model, const std::string & name) {
-    // encoders and decoders have layers of the same numbers, which go together
+    // encoders and decoders have layers with the same numbers, which are placed together
     const bool half = name.compare(0, 4, "enc.") == 0 || name.compare(0, 4, "dec.") == 0;
 
     int il = -1;

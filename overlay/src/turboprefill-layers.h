@@ -1,4 +1,4 @@
-// TurboPrefill: what a model's layers ask of a prompt, from the names and shapes of its tensors
+// TurboPrefill: what a model's layers cost per token of a prompt, from the names and shapes of its tensors
 
 #pragma once
 
@@ -7,11 +7,11 @@
 struct ggml_tensor;
 struct llama_model;
 
-int llama_turboprefill_n_layer    (const llama_model & model); // with those for multi-token prediction
-int llama_turboprefill_n_layer_run(const llama_model & model); // that prompts go through
+int llama_turboprefill_n_layer    (const llama_model & model); // including those for multi-token prediction
+int llama_turboprefill_n_layer_run(const llama_model & model); // those that prompts go through
 
 // the layer that a tensor of this name belongs to, -1: none
 int llama_turboprefill_layer_of(const llama_model & model, const std::string & name);
 
-// weights of a layer's tensor that a prompt's token is multiplied with: of experts those that are used
+// weights of a layer's tensor that a token of the prompt is multiplied with; of experts, only those that are used
 double llama_turboprefill_weights_used(const llama_model & model, int il, const std::string & name, const ggml_tensor * tensor);

@@ -1,9 +1,9 @@
 // TurboPrefill: attention masks of captured ubatches
 //
-// llama.cpp writes the first row of a sequence cell by cell, and in every further row again each cell whose position is
-// near those of the ubatch: with a sliding window of 1024 that is a million branches for 512 tokens, which takes longer
-// than the rest of capture. But from one token to the next few cells change: those of the positions between the two
-// become visible, and those that leave the window don't stay so. The bytes are the same.
+// llama.cpp writes the first row of a sequence cell by cell, and in every further row checks each cell whose position is
+// near those of the ubatch. With a sliding window of 1024 and 512 tokens, that is a million branches, and takes longer than
+// the rest of capture. But from one token to the next only a few cells change: those with positions between the two become
+// visible, and those that leave the window become invisible. The bytes are the same.
 
 #include "turboprefill-mask.h"
 
@@ -49,7 +49,7 @@ template <typename T>
 struct mask_rows {
     llama_pos last; // position of its last token
 
-    std::vector<T> row;   // of the token before
+    std::vector<T> row;   // of the previous token
     mask_cells     enter; // cells that become visible after the first row
     mask_cells     leave; // cells that stop being visible after the first row
     size_t n_entered = 0;
@@ -69,7 +69,7 @@ template <> struct mask_value<ggml_fp16_t> {
 } // namespace
 
 static void llama_turboprefill_sort(mask_cells & cells) {
-    // they are in order, unless the cache was full or shared
+    // in order already, unless the cache was full or shared
     if (!std::is_sorted(cells.begin(), cells.end())) {
         std::sort(cells.begin(), cells.end());
     }
@@ -110,7 +110,7 @@ static void llama_turboprefill_next_row(mask_rows<T> & rows, llama_pos p1, const
     const T         keep  = mask_value<T>::keep();
     const T         drop  = mask_value<T>::drop();
 
-    // in this order: a cell may do both between two tokens
+    // in this order: a cell may enter and leave between two tokens
     for (; rows.n_entered < rows.enter.size() && rows.enter[rows.n_entered].first <= p1; rows.n_entered++) {
         rows.row[rows.enter[rows.n_entered].second] = keep;
     }
@@ -119,7 +119,7 @@ static void llama_turboprefill_next_row(mask_rows<T> & rows, llama_pos p1, const
     }
 }
 
-// past the caches: this thread does not read it again, and what is overwritten need not be fetched first
+// bypasses the caches: this thread does not read it again, and overwritten lines need not be fetched first
 static void llama_turboprefill_write(void * dst, const void * src, size_t size) {
 #ifdef __SSE2__
     if (size % sizeof(__m128i) == 0 && (uintptr_t) dst % sizeof(__m128i) == 0) {
@@ -132,8 +132,8 @@ static void llama_turboprefill_write(void * dst, const void * src, size_t size) 
     memcpy(dst, src, size);
 }
 
-// false: tokens of a sequence are not in the order of their positions, or upstream's sums of these overflow, and what it
-// makes of that is not for us to repeat. nothing was written then
+// false: nothing was written, because the tokens of a sequence are not in order of position, or because upstream's sums of
+// positions would overflow, which is not worth reproducing
 template <typename T>
 static bool llama_turboprefill_fill(T * data, int64_t n_kv, const llama_ubatch & ubatch, const mask_window & window,
         const std::vector<llama_kv_cells> & v_cells, const std::vector<uint32_t> & seq_to_stream) {
@@ -158,7 +158,7 @@ static bool llama_turboprefill_fill(T * data, int64_t n_kv, const llama_ubatch &
         llama_turboprefill_write(data + n_kv*i, rows.row.data(), n_kv*sizeof(T));
     }
 #ifdef __SSE2__
-    _mm_sfence(); // a worker hands it to the devices
+    _mm_sfence(); // before another thread, a worker, uploads it
 #endif
     return true;
 }

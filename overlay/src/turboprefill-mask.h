@@ -2,7 +2,7 @@
 
 #pragma once
 
-// while one exists, masks that its thread is asked for are those of a captured ubatch
+// while one exists, masks that are set on its thread are those of a captured ubatch
 struct llama_turboprefill_masks {
     llama_turboprefill_masks();
     ~llama_turboprefill_masks();

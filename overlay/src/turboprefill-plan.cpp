@@ -1,9 +1,9 @@
-// TurboPrefill: the kinds of graphs that a context's prompts are made of, and a plan for the largest of each
+// TurboPrefill: the kinds of graphs that prompts consist of, and a plan for the largest of each
 //
-// A plan says where each tensor of a graph lies in the compute buffers. It is right for every smaller graph of its kind,
-// so it is made for as many tokens as a ubatch can have and for all cells of the memory. What makes another kind: no rows
-// of results (backends fuse differently around empty tensors), embeddings instead of tokens, and in some models so few
-// tokens that the graph is built in another way.
+// A plan has the address of each tensor of a graph in the compute buffers. It suits every smaller graph of its kind, so it
+// is made for as many tokens as a ubatch can have, and for all cells of the memory. A graph is of another kind without
+// results (backends fuse differently around empty tensors), with embeddings instead of tokens, and in some models with so
+// few tokens that it is built differently.
 
 #include "turboprefill-compat.h"
 
@@ -13,11 +13,11 @@
 #include <algorithm>
 #include <exception>
 
-// below this, graphs of models that are partly on the CPU are built differently
+// up to this many tokens, graphs of models that are partly on the CPU are built differently
 static const uint32_t LLAMA_TURBOPREFILL_N_TOKENS_FEW = 31;
 
-// As many tokens as n_outputs become outputs; of a sequence with a sampler only n_max_per_seq, as its nodes are counted.
-// Returns how many there are.
+// Marks up to n_outputs tokens as outputs; of a sequence with a sampler at most n_max_per_seq, because each adds nodes to
+// the graph. Returns how many were marked.
 template <typename Samplers>
 static uint32_t llama_turboprefill_set_outputs(llama_ubatch & ubatch, uint32_t n_outputs, uint32_t n_max_per_seq, const Samplers & samplers) {
     uint32_t n = 0;
@@ -31,7 +31,8 @@ static uint32_t llama_turboprefill_set_outputs(llama_ubatch & ubatch, uint32_t n
     return n;
 }
 
-// the largest graph with so many tokens or a few more: all sequences have the same number. the scheduler is empty before and after
+// plans the largest graph with n_tokens, or a few more so that all sequences have the same number. the scheduler is empty
+// before and after
 bool llama_turboprefill::plan_worst_case(uint32_t n_tokens, bool has_outputs, const llama_ubatch * like, llm_graph_type gtype) {
     const uint32_t n_seqs = ctx.cparams.n_seq_max;
     n_tokens = (n_tokens + n_seqs - 1)/n_seqs*n_seqs;
@@ -54,7 +55,7 @@ bool llama_turboprefill::plan_worst_case(uint32_t n_tokens, bool has_outputs, co
     }
     n_outputs = llama_turboprefill_set_outputs(ubatch, n_outputs, compat::n_outputs_max_per_seq(ctx.cparams), ctx.sampling.samplers);
     if (like && like->embd) {
-        ubatch.data->embd.resize(1); // only its shape counts, and that is the model's
+        ubatch.data->embd.resize(1); // only its shape matters, which is the model's
         ubatch.embd  = ubatch.data->embd.data();
         ubatch.token = like->token ? ubatch.token : nullptr;
     }
@@ -83,7 +84,7 @@ uint32_t llama_turboprefill::n_tokens_few() const {
     return std::min(n_tokens_max(), std::max(LLAMA_TURBOPREFILL_N_TOKENS_FEW/n_seqs, 1u)*n_seqs);
 }
 
-// when the context is made: prompts need not stop for these. false: no memory
+// called when the context is created, so that prompts don't stop for these. false: out of memory
 bool llama_turboprefill::plan_known_kinds() {
     if (!ctx.memory || !compat::is_default_type(ctx.cparams)) {
         return true;
@@ -91,7 +92,7 @@ bool llama_turboprefill::plan_known_kinds() {
     bool ok = true;
     for (const uint32_t n_tokens : { 1u, n_tokens_few(), n_tokens_max() }) {
         for (const bool has_outputs : { false, true }) {
-            // all tokens of a context for embeddings are outputs
+            // in a context for embeddings, all tokens are outputs
             if (has_outputs || !ctx.cparams.embeddings) {
                 ok = ok && plan_worst_case(n_tokens, has_outputs, nullptr, LLM_GRAPH_TYPE_DEFAULT);
             }
@@ -103,7 +104,7 @@ bool llama_turboprefill::plan_known_kinds() {
     return ok;
 }
 
-// the i-th guess at the largest graph of the kind that this ubatch's is of; false: there are no more
+// plans the i-th guess at the largest graph of this ubatch's kind. false: no more guesses
 bool llama_turboprefill::plan_kind_of(const llama_ubatch & ubatch, llm_graph_type gtype, int i) {
     const uint32_t guesses[] = { n_tokens_max(), std::max(n_tokens_few(), ubatch.n_tokens), ubatch.n_tokens };
     if (i >= (int) (sizeof(guesses)/sizeof(guesses[0]))) {

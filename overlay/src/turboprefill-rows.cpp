@@ -1,25 +1,25 @@
-// TurboPrefill: results of a decode that are read after later decodes, see turboprefill-draft.h and turboprefill-server.h
+// TurboPrefill: held rows: results that are read after later decodes, see turboprefill-draft.h and turboprefill-server.h
 //
-// Nothing is copied: the rows stay in the buffer that the devices write to, and the context goes on with another one.
+// Nothing is copied: the rows stay in the buffer that the devices write to, and the context continues with another one.
 
 #include "turboprefill-compat.h"
 
 #include <algorithm>
 
-// of a decode, until its reader is done
+// of one decode, until the reader is done
 struct llama_turboprefill_rows {
-    std::weak_ptr<llama_turboprefill> owner; // gone: it waited before it went
+    std::weak_ptr<llama_turboprefill> owner; // expired: it drained before it was destroyed
 
     ggml_backend_buffer_ptr          buffer;
     llama_turboprefill::kept_results results;
 
-    int64_t i_engine   = 0; // a later engine began with nothing in flight
-    int64_t i_ubatch   = 0; // the last one that makes some of them
+    int64_t i_engine   = 0; // a later engine started with nothing in flight
+    int64_t i_ubatch   = 0; // the last ubatch that computes some of them
     int64_t n_ubatches = 0;
     bool    failed     = false;
 };
 
-// what was in flight when the engine of these rows went has arrived
+// rows of an earlier engine have arrived: it drained before it was freed
 bool llama_turboprefill::in_flight(const llama_turboprefill_rows & rows) const {
     return engine && rows.i_engine == i_engine;
 }
@@ -49,7 +49,7 @@ llama_turboprefill_rows * llama_turboprefill::hold() {
     rows->n_ubatches = n_ubatches_decode;
     rows_held.push_back(rows);
 
-    // the context has no results now, until its next decode
+    // the context has no results until its next decode
     exchange_results(rows->results);
     rows->buffer            = std::move(ctx.buf_output);
     ctx.embd                = {nullptr, 0};
@@ -72,10 +72,10 @@ void llama_turboprefill::exchange_results(kept_results & other) const {
 void llama_turboprefill::exchange_others(kept_results & other) const {
     exchange(ctx.embd, other.embd);
     std::swap(ctx.sampling, other.sampling);
-    ctx.sampling.token_ids_full_vocab.swap(other.sampling.token_ids_full_vocab); // belongs to the vocabulary
+    ctx.sampling.token_ids_full_vocab.swap(other.sampling.token_ids_full_vocab); // depends on the vocabulary only: stays
 }
 
-// a smaller one would have to be replaced, which waits for everything
+// nullptr if there is none of that size: a smaller one would have to be replaced, which waits for everything
 ggml_backend_buffer_ptr llama_turboprefill::spare_buffer(size_t size) {
     ggml_backend_buffer_ptr res;
     while (!res && !spare_buffers.empty()) {
@@ -87,8 +87,8 @@ ggml_backend_buffer_ptr llama_turboprefill::spare_buffer(size_t size) {
     return res;
 }
 
-// What comes behind keeps the devices busy: while the caller computes a ubatch or two with these rows between its own, or
-// all that belong to them. Where the slots of these have been taken again, there is nothing to wait for.
+// The ubatches behind these rows keep the devices busy while the caller computes with them: a ubatch or two between its own,
+// or all that belong to them. Once the slots of these rows are in use again, there is nothing left to wait for.
 llama_turboprefill_rows_state llama_turboprefill::rows_state(const llama_turboprefill_rows & rows) const {
     if (!in_flight(rows) || ggml_turboprefill_idle(engine)) {
         return LLAMA_TURBOPREFILL_ROWS_LATE;
@@ -126,7 +126,7 @@ void llama_turboprefill::unuse_rows() {
     }
 }
 
-// the caller's thread is about to wait for a slot: it may as well do something else
+// the caller's thread is about to wait for a slot: let it do something else
 void llama_turboprefill::call_between() {
     if (between && engine && ggml_turboprefill_full(engine)) {
         between(between_data);

@@ -1,7 +1,7 @@
-// TurboPrefill: an engine comes and goes with the scheduler that it belongs to
+// TurboPrefill: when a context has an engine: created, dismantled and disabled with the scheduler that it belongs to
 //
-// Whether there is one, and how large its memory is, follows from the worst-case graph, which is known only while the
-// scheduler is reserved. Recurrent models may need a second reservation inside of the first.
+// Whether there is an engine, and how large its memory is, follows from the worst-case graph, which is known only while the
+// scheduler is reserved. Recurrent models may need a second reservation inside the first.
 
 #include "turboprefill-impl.h"
 
@@ -15,26 +15,23 @@
 #include <exception>
 #include <iterator>
 
-static const double LLAMA_TURBOPREFILL_WATCHDOG_DEFAULT_S = 120; // longer than a ubatch takes where it is worth to wait for one
+static const double LLAMA_TURBOPREFILL_WATCHDOG_DEFAULT_S = 120; // longer than any ubatch that is worth waiting for
 
-// Backends that were seen to work while several threads use their devices, each its own. CUDA has other names where it is
-// compiled for other vendors. Vulkan records and waits for events on one thread only, OpenCL keeps something of each tensor
-// that the next ubatch overwrites.
+// Backends known to work with a thread per device. ROCm and MUSA are the CUDA backend compiled for other vendors. Vulkan
+// records and waits for events on one thread only; OpenCL keeps data per tensor that the next ubatch overwrites.
 static const char * const LLAMA_TURBOPREFILL_KNOWN_BACKENDS[] = { "CPU", "CUDA", "ROCm", "MUSA", "RPC", "VIRT" };
 
 // TURBOPREFILL_SLOTS, TURBOPREFILL_HOST_MB, TURBOPREFILL_TRANSPORT, TURBOPREFILL_WATCHDOG_S
 static ggml_turboprefill_params llama_turboprefill_default_params() {
     ggml_turboprefill_params params;
 
-    params.n_slots = atoi(llama_turboprefill_getenv("TURBOPREFILL_SLOTS").c_str());
+    params.n_slots    = (int) llama_turboprefill_getenv_number("TURBOPREFILL_SLOTS", 1, 0);
+    params.watchdog_s = llama_turboprefill_getenv_number("TURBOPREFILL_WATCHDOG_S", 0, LLAMA_TURBOPREFILL_WATCHDOG_DEFAULT_S);
 
-    const long long host_mb = atoll(llama_turboprefill_getenv("TURBOPREFILL_HOST_MB").c_str());
+    const double host_mb = llama_turboprefill_getenv_number("TURBOPREFILL_HOST_MB", 1, 0);
     if (host_mb > 0) {
         params.max_host_bytes = (size_t) host_mb*1024*1024;
     }
-
-    const std::string watchdog_s = llama_turboprefill_getenv("TURBOPREFILL_WATCHDOG_S");
-    params.watchdog_s = watchdog_s.empty() ? LLAMA_TURBOPREFILL_WATCHDOG_DEFAULT_S : std::max(0.0, atof(watchdog_s.c_str()));
 
     const std::string transport = llama_turboprefill_getenv("TURBOPREFILL_TRANSPORT");
     if (transport == "peer") {
@@ -101,7 +98,7 @@ void llama_turboprefill::sched_end() {
     }
 
     if (engine) {
-        return; // a reservation inside of this one made it
+        return; // created by a reservation inside this one
     }
 
     why_no_engine.clear();
@@ -147,7 +144,7 @@ void llama_turboprefill::sched_end() {
     if (engine) {
         entries.resize(ggml_turboprefill_get_stats(engine).n_slots);
         for (auto & entry : entries) {
-            // now, not in the first prompt: all of its memory is written, page by page
+            // now, not in the first prompt: this writes all of its memory, page by page
             entry.res.reset(new llm_graph_result(ctx.get_gf_res_reserve()->get_max_nodes()));
         }
         LLAMA_LOG_INFO("%s: TurboPrefill: prefill is pipelined, %d slots\n", __func__, (int) entries.size());
@@ -159,7 +156,7 @@ void llama_turboprefill::sched_end() {
     }
 }
 
-// there is no engine that could take them over
+// frees the parts of the previous engine if there is no new one that could have taken them over
 void llama_turboprefill::drop_parts() {
     if (!engine && !regrouping) {
         ggml_turboprefill_parts_free(parts);
@@ -167,7 +164,7 @@ void llama_turboprefill::drop_parts() {
     }
 }
 
-// buffers are planned for an order of nodes: another order needs another reservation, inside of the one that just ended
+// buffers are planned for an order of nodes: another order needs another reservation, inside the one that is ending
 void llama_turboprefill::try_regroup() {
     const bool pipeline_parallel = ctx.cparams.pipeline_parallel;
 
@@ -205,8 +202,9 @@ void llama_turboprefill::set_enabled(bool value) {
         return;
     }
     enabled = value;
-    // the engine takes its sizes from the worst-case graph, which is known only while it is reserved.
-    // without the engine, graphs have upstream's order of nodes again
+    why_disabled.clear();
+    // an engine takes its sizes from the worst-case graph, which is known only while that is reserved.
+    // without an engine, graphs return to upstream's order of nodes
     const bool reserve = enabled ? !engine : regroup == LLAMA_TURBOPREFILL_REGROUP_ON;
     if (!reserve || !ctx.sched) {
         return;
@@ -215,8 +213,9 @@ void llama_turboprefill::set_enabled(bool value) {
         ctx.sched_need_reserve = true;
         ctx.sched_reserve();
     } catch (...) {
-        // as before this call; the next decode reserves again, and says so if it can't
+        // restore the old setting; the next decode reserves again, and reports if it can't
         enabled = !value;
+        why_disabled = "not enough memory to enable TurboPrefill";
         ctx.sched_need_reserve = true;
         throw;
     }

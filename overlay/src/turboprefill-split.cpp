@@ -15,16 +15,16 @@
 #include <numeric>
 #include <string>
 
-// of a device's free memory, for weights: the KV cache and compute buffers are not known yet
+// share of a device's free memory for weights: the sizes of KV cache and compute buffers are not known yet
 static const double LLAMA_TURBOPREFILL_WEIGHTS_SHARE = 0.75;
 
-// what is placed as one: a layer, or at the end the output
+// what is placed as a whole: a layer, or, at the end, the output
 struct llama_turboprefill_unit {
-    double cost  = 0; // of a prompt's token: parameters that it is multiplied with
+    double cost  = 0; // per token of a prompt: weights that it is multiplied with
     double bytes = 0;
 };
 
-// layers with their weights, from the file: the tensors of the model do not exist yet
+// layers and their weights, from the file: the model's tensors do not exist yet
 static std::vector<llama_turboprefill_unit> llama_turboprefill_units(const llama_model & model, const llama_model_loader & ml) {
     const int n_layer = llama_turboprefill_n_layer(model);
 
@@ -46,25 +46,27 @@ static std::vector<llama_turboprefill_unit> llama_turboprefill_units(const llama
         }
     }
     if (ml.weights_map.count("output.weight") == 0) {
-        units[n_layer].bytes += bytes_embd; // the embeddings are used as output, and copied for that
+        units[n_layer].bytes += bytes_embd; // the embeddings serve as output, and are copied for that
     }
     return units;
 }
 
-// contiguous units per device: the slowest device as fast as can be, and of those the most even. empty: it does not fit.
-// of equals those with more on the last devices: the last layer of most models does less for tokens without outputs
+// contiguous units per device, so that the slowest device is as fast as possible, and of those splits the most even one. of
+// equals, the one with more on the last devices: in most models, the last layer does less for tokens without outputs.
+// empty: the units do not fit
 static std::vector<int> llama_turboprefill_balance(const std::vector<llama_turboprefill_unit> & units, const std::vector<double> & memory) {
     const int n_units = units.size();
     const int n_dev   = memory.size();
     const double inf  = std::numeric_limits<double>::infinity();
 
-    std::vector<double> cost(n_units + 1, 0), bytes(n_units + 1, 0); // of the first units
+    std::vector<double> cost(n_units + 1, 0), bytes(n_units + 1, 0); // prefix sums: of the first i units
     for (int i = 0; i < n_units; i++) {
         cost [i + 1] = cost [i] + units[i].cost;
         bytes[i + 1] = bytes[i] + units[i].bytes;
     }
 
-    // best[d][k]: of the first k units on the first d devices. once for the maximum of the costs, then for the sum of squares
+    // best[d][k]: the minimum for the first k units on the first d devices, first of the largest cost, then of the sum of
+    // squares
     double limit = inf;
     std::vector<std::vector<int>> from;
     for (const bool squares : { false, true }) {
@@ -100,7 +102,7 @@ static std::vector<int> llama_turboprefill_balance(const std::vector<llama_turbo
     return counts;
 }
 
-// nothing is known about their speed, but it is the same. a device that others use too has less memory free
+// whether the devices are equally fast, as far as that is known. one with less free memory is used by others, too
 static bool llama_turboprefill_one_kind(const llama_model & model, const std::vector<float> & free) {
     if (*std::min_element(free.begin(), free.end()) < 0.9*(*std::max_element(free.begin(), free.end()))) {
         return false;
@@ -129,7 +131,7 @@ static std::string llama_turboprefill_join(const std::vector<int> & counts) {
     return text;
 }
 
-// tensors that lie elsewhere than their layers make devices take turns: how many whole layers would fit instead
+// tensors on other devices than their layers make devices take turns: suggest how many whole layers would fit instead
 static void llama_turboprefill_advise(const llama_model & model, std::vector<llama_turboprefill_unit> units) {
     std::vector<double> memory;
     for (const auto & device : model.devices) {
@@ -163,7 +165,7 @@ void llama_turboprefill_split(const llama_model & model, const llama_model_loade
     }
     std::vector<llama_turboprefill_unit> units = llama_turboprefill_units(model, ml);
     if (std::any_of(units.begin(), units.end() - 1, [](const llama_turboprefill_unit & unit) { return unit.bytes == 0; })) {
-        return; // an architecture that names its layers in another way
+        return; // an architecture that names its layers differently
     }
     if (advises) {
         llama_turboprefill_advise(model, units);
@@ -191,7 +193,7 @@ void llama_turboprefill_split(const llama_model & model, const llama_model_loade
     }
     std::vector<double> memory;
     for (const float free : splits) {
-        // never fuller than by default, unless there is plenty
+        // at most as full as by default, unless the usual share is more
         memory.push_back(std::max(LLAMA_TURBOPREFILL_WEIGHTS_SHARE*free, bytes_all*free/free_all));
     }
 

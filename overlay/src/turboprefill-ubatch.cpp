@@ -9,13 +9,13 @@
 #include <limits>
 #include <string>
 
-// of the models measured on an H200, docs/planner.md
+// fixed costs of a ubatch, as measured on an H200: see docs/planner.md
 static const double TOKENS_PER_READING = 28;     // reading all weights, in tokens that use all of them
-static const double WEIGHTS_PER_LAYER  = 1.6e10; // starting a layer's kernels, in weights that a token could use meanwhile
+static const double WEIGHTS_PER_LAYER  = 1.6e10; // launching a layer's kernels, in weights that tokens could use meanwhile
 
 double llama_turboprefill_guess_ubatch_overhead(const llama_model & model) {
     double n_read = 0; // weights that a ubatch reads
-    double n_used = 0; // and those that a token uses
+    double n_used = 0; // weights that a token uses
     for (const auto & [name, tensor] : model.tensors_by_name) {
         const int il = llama_turboprefill_layer_of(model, name);
         if (il >= 0 && il < llama_turboprefill_n_layer_run(model)) {
@@ -56,12 +56,12 @@ uint32_t llama_turboprefill_choose_ubatch(uint32_t n_tokens, uint32_t n_stages, 
 
     const auto consider = [&](uint32_t size) {
         const double t = llama_turboprefill_time(n_tokens, n_stages, size, overhead);
-        if (t <= time) { // of equals the larger one
+        if (t <= time) { // of equals, the larger one
             time = t;
             best = size;
         }
     };
-    // powers of two, and up to 256 one and a half times these: 384 was slower than both its neighbours
+    // powers of two, 96 and 192. not 384, which was slower than both of its neighbours
     for (uint32_t size = 32; size < n_ubatch; size *= 2) {
         consider(size);
         if (size >= 64 && size < 256 && size + size/2 < n_ubatch) {

@@ -1,7 +1,7 @@
-// TurboPrefill: who waits for ubatches in flight, for which of them, and what that is counted as
+// TurboPrefill: who waits for which ubatches in flight, and how that is counted
 //
-// A result waits for the ubatch that makes it, an operation on a sequence for the ubatches that hold it. Whatever changes
-// the devices or their memory waits for everything.
+// A result waits for the ubatch that computes it, an operation on a sequence for the ubatches of that sequence. Whatever
+// changes the devices or their memory waits for everything.
 
 #include "turboprefill-impl.h"
 
@@ -18,7 +18,7 @@ void llama_turboprefill::drain(ggml_turboprefill_cause cause) {
     }
     submit();
     ggml_turboprefill_drain(engine, cause);
-    // what was decoded before the fault stays readable
+    // results from before the fault stay readable
     const bool spoilt = ggml_turboprefill_get_failure(engine).ubatch <= ggml_turboprefill_last_result(engine);
     const ggml_status status = recover();
     if (status != GGML_STATUS_SUCCESS) {
@@ -29,7 +29,7 @@ void llama_turboprefill::drain(ggml_turboprefill_cause cause) {
     }
 }
 
-// for a ubatch and all before it. what comes after it may go on, unless one of these has failed
+// waits for a ubatch and all before it. those behind it continue, unless one of these has failed
 void llama_turboprefill::wait(int64_t i_ubatch, ggml_turboprefill_cause cause) {
     if (!engine) {
         return;
@@ -43,7 +43,7 @@ void llama_turboprefill::wait(int64_t i_ubatch, ggml_turboprefill_cause cause) {
     }
 }
 
-// a ubatch of the standard path is not in the engine's books: there is one only while nothing else is in flight
+// the engine does not count ubatches of the standard path: one only runs while nothing else is in flight
 bool llama_turboprefill::wait_results(int32_t * status) {
     if (rows_used) {
         return true;
@@ -55,12 +55,12 @@ bool llama_turboprefill::wait_results(int32_t * status) {
     if (status) {
         *status = take_late_code();
     }
-    return engine && !ggml_turboprefill_idle(engine); // else a synchronization has nothing left to wait for, and upstream counts tokens there
+    return engine && !ggml_turboprefill_idle(engine); // else synchronize, without anything left to wait for: upstream counts tokens there
 }
 
 void llama_turboprefill::wait_seq(llama_seq_id seq_id, ggml_turboprefill_cause cause) {
     if (!engine || ggml_turboprefill_idle(engine)) {
-        drain(cause); // waits for nothing, but a fault may not have been looked at
+        drain(cause); // waits for nothing, but there may be a fault to handle
         return;
     }
     int64_t last = -1;
@@ -74,20 +74,20 @@ void llama_turboprefill::wait_seq(llama_seq_id seq_id, ggml_turboprefill_cause c
     wait(last, cause);
 }
 
-// for the state of a sequence, below 0: of all
+// waits for the state of a sequence, below 0: of all
 bool llama_turboprefill::wait_state(llama_seq_id seq_id) {
     if (reading) {
         return false;
     }
     if (!engine || ggml_turboprefill_idle(engine)) {
-        drain(GGML_TURBOPREFILL_CAUSE_STATE); // as above
+        drain(GGML_TURBOPREFILL_CAUSE_STATE); // waits for nothing, but there may be a fault to handle
         return false;
     }
     wait_seq(has_moving_state() ? -1 : seq_id, GGML_TURBOPREFILL_CAUSE_STATE);
     return true;
 }
 
-// a recurrent state may lie where a ubatch in flight will have moved it, whichever sequence that ubatch holds
+// a ubatch in flight may move recurrent states, including those of sequences that it does not contain
 bool llama_turboprefill::has_moving_state() const {
     return llm_arch_is_recurrent(ctx.model.arch) || llm_arch_is_hybrid(ctx.model.arch);
 }
@@ -106,7 +106,7 @@ ggml_turboprefill_wait_stats llama_turboprefill::get_wait(ggml_turboprefill_caus
     return wait;
 }
 
-// the engine is about to go
+// the engine is about to be freed: keep its counts
 void llama_turboprefill::keep_waits() {
     for (int i = 0; i < GGML_TURBOPREFILL_N_CAUSES; ++i) {
         waits[i] = get_wait((ggml_turboprefill_cause) i);

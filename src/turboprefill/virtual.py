@@ -17,7 +17,18 @@ __all__ = ["COUNTERS", "NUMBERS", "VARIABLE", "counters", "load", "loaded", "num
 
 VARIABLE = "TURBOPREFILL_VIRTUAL"
 COUNTERS = ("graphs", "copies", "faults", "events", "buffers", "bytes", "streams", "threads")
-NUMBERS = ("graphs", "copies", "downloads", "buffers", "events")
+NUMBERS = (
+    "graphs",
+    "copies",
+    "downloads",
+    "buffers",
+    "events",
+    "new_events",
+    "streams",
+    "host_buffers",
+    "tensors",
+    "async_copies",
+)
 
 
 def _library() -> ctypes.CDLL:
@@ -75,7 +86,9 @@ def numbers() -> list[dict[str, int]]:
     """What each device was asked for since it got its properties: what faults are numbered by.
 
     ``graphs``; ``copies`` into its memory, from the host or another device; ``downloads`` to the host; ``buffers``;
-    ``events`` that were recorded.
+    ``events`` that were recorded, and ``new_events`` that were created; ``streams`` (backend instances);
+    ``host_buffers`` of pinned memory; ``tensors`` that were initialized in its memory; ``async_copies`` into it from a
+    device, itself included.
     """
     library = _library()
     return [

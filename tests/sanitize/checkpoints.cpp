@@ -1,4 +1,4 @@
-// checkpoints that are read behind the ubatches in flight, and graphs of several kinds on devices that fuse
+// checkpoints that are read behind the ubatches in flight, and several kinds of graphs on devices that fuse operations
 
 #include "support.h"
 
@@ -9,7 +9,7 @@
 static const int N_PROMPT = 96;
 static const int N_CALL   = 32;
 
-// llama-server's checkpoint: what reads the data stands in front of it
+// like llama-server's checkpoint: the reader is declared in front of the data
 struct driver_checkpoint {
     llama_turboprefill_checkpoint reader;
     std::vector<uint8_t>          data;
@@ -31,7 +31,7 @@ static int64_t n_waits(llama_context * ctx, const char * cause) {
     throw std::runtime_error(std::string("there is no cause ") + cause);
 }
 
-// one in front of every call but the first, by name of what it is for
+// takes a checkpoint in front of every call but the first
 static std::vector<std::vector<uint8_t>> checkpoints(llama_context * ctx, llama_state_seq_flags flags, bool turbo, driver_result & res) {
     const auto tokens = driver_prompt(N_PROMPT);
     std::vector<driver_checkpoint> taken(N_PROMPT/N_CALL);
@@ -46,7 +46,7 @@ static std::vector<std::vector<uint8_t>> checkpoints(llama_context * ctx, llama_
     if (turbo) {
         require(n_waits(ctx, "state") == 0 && n_waits(ctx, "synchronize") == 0, "a checkpoint waited");
     }
-    // a copy is complete, and so is what is moved once it was waited for
+    // copying a checkpoint completes it
     const std::vector<driver_checkpoint> copies = taken;
     std::vector<std::vector<uint8_t>> out;
     for (const auto & each : copies) {
@@ -77,7 +77,7 @@ static void same_checkpoints(const driver_env & env, const char * preset, llama_
     driver_count(ctx.get(), what);
 }
 
-// dropped, moved and outlived while it is read
+// a checkpoint that is dropped, moved, or outlives its context while it is read
 static void lives(const driver_env & env) {
     env.configure(",split_us=1500");
     auto model = env.load("gemma3-tiny");

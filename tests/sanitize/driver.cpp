@@ -1,5 +1,5 @@
 // The pipeline under a sanitizer, from C++: driver VIRTUAL_BACKEND MODELS [--rpc HOST:PORT,...] [SCENARIO...]
-// Results are compared with the standard path throughout. scripts/sanitize builds and runs it.
+// All results are compared with the standard path. scripts/sanitize builds and runs it.
 
 #include "support.h"
 
@@ -75,7 +75,7 @@ static int run(int argc, char ** argv) {
     setenv("TURBOPREFILL_TRANSPORT", "peer", 1); // unless devices refuse: then it is staged
     unsetenv("TURBOPREFILL");
 
-    // faults are part of the programme: their messages are not
+    // faults are intended here: their messages would only distract
     llama_log_set([](ggml_log_level level, const char * text, void *) {
         static const bool verbose = getenv("DRIVER_VERBOSE");
         if (verbose && level >= GGML_LOG_LEVEL_WARN) {

@@ -1,4 +1,4 @@
-// what goes wrong in the middle: callers that abort, devices that fail, memory that is not given
+// failures in the middle of a prompt: callers that abort, devices that fail, allocations that are refused
 
 #include "support.h"
 
@@ -22,7 +22,7 @@ static driver_result expected_of(const driver_env & env, llama_model * model) {
     return driver_run(driver_make_context(model, options).get(), driver_prompt(N_PROMPT), 256, OUTPUTS_LAST);
 }
 
-// decodes what is missing of the prompt
+// decodes the rest of the prompt
 static driver_result go_on(llama_context * ctx, int n_batch = 256) {
     const auto tokens = driver_prompt(N_PROMPT);
     const int  there  = llama_memory_seq_pos_max(llama_get_memory(ctx), 0) + 1;
@@ -37,7 +37,7 @@ static driver_result go_on(llama_context * ctx, int n_batch = 256) {
     return res;
 }
 
-// the callback is asked by the thread that computes on the CPU
+// called by the thread that computes on the CPU
 struct driver_abort {
     std::atomic<int> n_left;
 
@@ -81,7 +81,7 @@ void scenario_faults(const driver_env & env) {
                     env.configure(more + (",fail_graph=" + numbers));
                     int code = driver_decode(ctx.get(), driver_prompt(N_PROMPT), 0, N_PROMPT, OUTPUTS_LAST);
                     if (code == 0) {
-                        // it had returned before the device failed: the next call says so
+                        // it had returned before the device failed: the next call reports it
                         llama_synchronize(ctx.get());
                         code = driver_decode(ctx.get(), driver_prompt(N_PROMPT + 1), N_PROMPT, 1, OUTPUTS_LAST);
                     }
@@ -94,7 +94,7 @@ void scenario_faults(const driver_env & env) {
     }
 }
 
-// a buffer that is not given: no context, a context without a pipeline, or one with; its results are right in any case
+// one buffer is refused: there is no context, or a context with or without a pipeline, whose results are right in any case
 void scenario_buffers(const driver_env & env) {
     env.configure();
     auto model = env.load("tiny");
@@ -102,7 +102,7 @@ void scenario_buffers(const driver_env & env) {
     int n_made = 0;
     for (int buffer = 1; buffer <= 8; buffer++) {
         const std::string what = "without buffer " + std::to_string(buffer);
-        // without the pipeline it is the standard path
+        // refuses copies, because without the pipeline it is the standard path
         env.configure(",peer=refused,fail_buffer=" + std::to_string(buffer));
         auto ctx = driver_try_context(model.get());
         if (ctx) {
@@ -119,7 +119,7 @@ void scenario_buffers(const driver_env & env) {
     driver_count(ctx.get(), "after missing buffers");
 }
 
-// a device fails after llama_decode() has returned: states would be shorter than what was decoded
+// a device fails after llama_decode() has returned: states would lack tokens that were decoded
 void scenario_late(const driver_env & env) {
     env.configure();
     auto model = env.load("tiny");
@@ -168,7 +168,7 @@ void scenario_late(const driver_env & env) {
         require(rows != nullptr && std::isnan(rows[0]), "inputs of a layer that failed can be read");
     }
 
-    // names of stages outlive the scheduler that they were asked of
+    // names of stages outlive the scheduler that they came from
     {
         env.configure();
         auto ctx = driver_make_context(model.get());
@@ -176,7 +176,7 @@ void scenario_late(const driver_env & env) {
         llama_turboprefill_stage stage;
         require(llama_turboprefill_get_stage(ctx.get(), 1, &stage), "there is no second stage");
         const std::string device = stage.device;
-        llama_set_embeddings(ctx.get(), true); // another scheduler
+        llama_set_embeddings(ctx.get(), true); // replaces the scheduler
         require(driver_decode(ctx.get(), driver_prompt(2*N_PROMPT), N_PROMPT, N_UBATCH, OUTPUTS_ALL) == 0, "a decode");
         require(device == stage.device, "the name of a device has changed");
     }

@@ -1,4 +1,4 @@
-// calls that come while ubatches are in flight: each has to wait for what it needs, and for nothing to break
+// calls while ubatches are in flight: each has to wait for what it needs, and nothing may break
 
 #include "support.h"
 
@@ -13,7 +13,7 @@ static const int N_PROMPT = 64;
 struct driver_call {
     const char * name;
     std::function<void(llama_context *)> call;
-    std::function<void(llama_context *)> before = nullptr; // the first decode
+    std::function<void(llama_context *)> before = nullptr; // called before the first decode
 };
 
 static void call_trace(llama_context * ctx) {
@@ -59,7 +59,7 @@ static const driver_call CALLS[] = {
     { "trace",               call_trace },
 };
 
-// adapters of the model: one that comes while ubatches are in flight, and one that they use and that is freed
+// adapters of the model: one that is set while ubatches are in flight, and one that is freed while they use it
 static std::vector<driver_call> adapter_calls(llama_model * model, const std::string & path) {
     const auto load = [=] {
         llama_adapter_lora * adapter = llama_adapter_lora_init(model, path.c_str());
@@ -78,7 +78,7 @@ static std::vector<driver_call> adapter_calls(llama_model * model, const std::st
     };
 }
 
-// decode, the call while the devices work, the next decode
+// a decode, the call while the devices are busy, another decode
 static driver_result with_call(llama_model * model, const driver_call & call, bool turbo, const std::string & what) {
     driver_options options;
     options.turbo   = turbo;
@@ -93,7 +93,7 @@ static driver_result with_call(llama_model * model, const driver_call & call, bo
     const auto tokens = driver_prompt(2*N_PROMPT);
     require(driver_decode(ctx.get(), driver_prompt(N_PROMPT), 0, N_PROMPT, OUTPUTS_LAST) == 0, what);
     if (!turbo) {
-        // the pipeline waits by itself; llama.cpp alone expects this of the caller, before a memory is cleared for example
+        // the pipeline waits by itself; llama.cpp expects the caller to, for example before the memory is cleared
         llama_synchronize(ctx.get());
     }
     call.call(ctx.get());
@@ -129,7 +129,7 @@ void scenario_in_flight(const driver_env & env) {
     }
 }
 
-// on and off while ubatches are in flight, in the middle of a prompt
+// switches the pipeline on and off while ubatches are in flight, in the middle of a prompt
 void scenario_switches(const driver_env & env) {
     for (const char * preset : { "tiny", "jamba-tiny" }) {
         env.configure_standard();

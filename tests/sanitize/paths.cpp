@@ -1,4 +1,4 @@
-// results of the pipeline and of the standard path, for every kind of model, transport and batch
+// compares results of the pipeline and the standard path, for every kind of model, transport and batch
 
 #include "support.h"
 
@@ -37,7 +37,7 @@ void scenario_paths(const driver_env & env) {
         auto model = env.load(preset);
         for (const char * devices : DEVICES) {
             for (const auto & shape : shapes) {
-                // everything for the first model, a few of all pairs for the others
+                // every combination for the first model, some of them for the others
                 if (preset == PRESETS[0] || turn++ % 8 == 0) {
                     compare_paths(env, model.get(), devices, shape, std::string(preset) + devices + " in calls of " + std::to_string(shape.n_batch));
                 }
@@ -69,9 +69,9 @@ void scenario_sequences(const driver_env & env) {
     }
 }
 
-// as few slots as there can be, and so little memory for their masks that they grow while the prompt gets longer
+// as few slots as possible, and so little memory for their masks that it has to grow with the prompt
 void scenario_memory(const driver_env & env) {
-    env.configure_standard(); // staged, for the pipeline
+    env.configure_standard(); // the pipeline is staged then
     auto model  = env.load("tiny");
     auto tokens = driver_prompt(1200);
 
@@ -94,8 +94,8 @@ void scenario_memory(const driver_env & env) {
     driver_count(ctx.get(), "little host memory");
 }
 
-// The last device, or the way to it, is much slower than the others, which get as far ahead as they are let: without a
-// wait for a region that is still to be read, something else is in there.
+// The last device, or the link to it, is much slower than the others, which get as far ahead as they can: if a wait is
+// missing, a region is overwritten before it was read.
 void scenario_behind(const driver_env & env) {
     const char * const slow[] = {
         ",split_us=1000,slow=1/1/1/40",                       // landing regions of peer copies

@@ -1,5 +1,5 @@
-// results that are read some decodes later: hidden rows, as draft models do, also between the ubatches of a decode, and
-// logits, as llama-server does where prompts end
+// held rows, read some decodes later: hidden states, as for draft models, also between the ubatches of a decode, and logits,
+// as llama-server reads them where prompts end
 
 #include "support.h"
 
@@ -10,7 +10,7 @@
 
 static const int N_PROMPT = 192;
 static const int N_CALL   = 32;
-static const int N_PIECE  = 12; // no divisor of N_CALL
+static const int N_PIECE  = 12; // does not divide N_CALL
 
 using driver_rows = std::vector<float>;
 
@@ -39,7 +39,7 @@ static driver_rows rows_at_once(llama_model * model, const driver_tokens & token
     return res;
 }
 
-// reads a piece of the oldest rows that are held
+// reads the oldest held rows, piece by piece
 struct driver_reader {
     llama_context * ctx;
     std::deque<llama_turboprefill_rows *> held;
@@ -93,7 +93,7 @@ static driver_rows rows_later(llama_model * model, const driver_tokens & tokens,
     return reader.res;
 }
 
-// some of the rows that are held come from a device that fails
+// some of the held rows come from a device that fails
 static void rows_of_a_fault(const driver_env & env, const driver_tokens & tokens, int graph) {
     env.configure();
     auto model = env.load("mtp-tiny");
@@ -178,7 +178,7 @@ static void held_logits(const driver_env & env, const driver_tokens & tokens) {
             require(code == 0, "a decode");
         }
     }
-    // who got any got the right ones
+    // logits that were returned are right
     for (const int graph : { 1, 6, 7, 16 }) {
         env.configure(",split_us=1500,fail_graph=0/0/" + std::to_string(graph) + "/0");
         const auto some = logits_of_calls(model.get(), tokens, true, 2, code);
@@ -199,12 +199,12 @@ void scenario_rows(const driver_env & env) {
             require(rows_later(model.get(), tokens, n_held, false) == expected, std::string("other rows") + devices + ", held: " + std::to_string(n_held));
         }
         if (*devices) {
-            env.configure(std::string(devices) + ",slow=5"); // so that the decode waits for them
+            env.configure(std::string(devices) + ",slow=5"); // so that the decode waits for slots
             require(rows_later(model.get(), tokens, 4, true) == expected, std::string("other rows between ubatches") + devices);
         }
     }
 
-    // a context that goes before rows that are held, and nobody reads those
+    // a context that is freed before its held rows, which are never read
     auto ctx = make_context(model.get(), true);
     require(driver_decode(ctx.get(), tokens, 0, N_CALL, OUTPUTS_LAST) == 0, "a decode");
     auto * rows = llama_turboprefill_hold_rows(ctx.get());

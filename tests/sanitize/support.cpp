@@ -24,8 +24,8 @@ void driver_env::configure(const std::string & more) const {
     require(!why, why ? why : "");
 }
 
-// For llama.cpp's own pipeline: an asynchronous copy of its does not wait until the device that it goes to has computed
-// from what is there, in unpatched trees as well. Where that device is slower, results are wrong now and then.
+// For llama.cpp's own pipeline: in unpatched trees, too, its asynchronous copies do not wait until the receiving device has
+// finished computing from the old data. If that device is slower, results are wrong now and then.
 void driver_env::configure_standard() const {
     configure(",peer=refused");
 }

@@ -1,4 +1,4 @@
-// what the scenarios of the driver share: devices, models, contexts, prompts, and results to compare
+// shared by the scenarios of the driver: devices, models, contexts, prompts, and results to compare
 
 #pragma once
 
@@ -23,16 +23,16 @@ using driver_tokens  = std::vector<llama_token>;
 const int N_DEVICES = 4;
 const int N_UBATCH  = 8;
 
-// throws what was expected and what was seen
+// throws `what` unless the condition holds
 void require(bool holds, const std::string & what);
 
 struct driver_env {
-    std::string models;                  // folder of presets
+    std::string models;                  // folder with the presets
     std::vector<ggml_backend_dev_t> rpc; // devices behind RPC servers, may be empty
 
     std::vector<ggml_backend_dev_t> virt;
 
-    void         configure(const std::string & more = "") const; // "" or ",key=value", of all virtual devices
+    void         configure(const std::string & more = "") const; // "" or ",key=value", for all virtual devices
     void         configure_standard() const;
     int64_t      counter(const char * name) const;
     driver_model load(const std::string & preset, int n_gpu_layers = 99) const;
@@ -66,12 +66,12 @@ struct driver_result {
 
 std::vector<uint8_t> driver_state(llama_context * ctx);
 
-// the whole prompt in calls of n_batch, from an empty memory
+// decodes the whole prompt in calls of n_batch tokens, from an empty memory
 driver_result driver_run(llama_context * ctx, const driver_tokens & tokens, int n_batch, driver_outputs outputs, int n_seq = 1);
 
 void driver_same(const driver_result & result, const driver_result & expected, const std::string & what);
 
-// adds what a context pipelined to the total of the scenario, and requires that it was something
+// adds the ubatches that a context pipelined to the scenario's total, and requires that there were any
 void    driver_count(llama_context * ctx, const std::string & what);
 int64_t driver_take_count();
 

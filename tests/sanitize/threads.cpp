@@ -1,4 +1,4 @@
-// several contexts on several threads, which share models and devices
+// several contexts on several threads, sharing models and devices
 
 #include "support.h"
 
@@ -7,7 +7,7 @@
 #include <mutex>
 #include <thread>
 
-// runs them all at once; throws what the first of them threw
+// runs all jobs at once; if any throw, throws the message of the last one
 static void at_once(const std::vector<std::function<void()>> & jobs) {
     std::vector<std::thread> threads;
     std::mutex               mutex;
@@ -36,7 +36,7 @@ static driver_result expected_of(llama_model * model) {
     return driver_run(driver_make_context(model, options).get(), driver_prompt(N_PROMPT), 256, OUTPUTS_ALL);
 }
 
-// the same prompt again and again, in a context of this thread or in a new one for each
+// decodes the same prompt again and again, in one context or in a new one each time
 static std::function<void()> repeat(llama_model * model, const driver_result & expected, const char * what, bool turbo, bool anew) {
     return [=, &expected] {
         driver_options options;
@@ -48,7 +48,7 @@ static std::function<void()> repeat(llama_model * model, const driver_result & e
                 driver_count(ctx.get(), what);
             }
             if (anew) {
-                // goes with work in flight
+                // freed with work in flight
                 require(driver_decode(ctx.get(), driver_prompt(2*N_PROMPT), N_PROMPT, N_PROMPT, OUTPUTS_NONE) == 0, what);
                 ctx = driver_make_context(model, options);
             }

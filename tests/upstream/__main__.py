@@ -13,7 +13,7 @@ from rich.table import Table
 
 from nativebuild import ROOT, JobsOption, SourceOption
 from turboprefill.cli.console import err, out, progress
-from turboprefill.demo.settings import read_text
+from turboprefill.demo.prompt import read_text
 from turboprefill.errors import TurboPrefillError
 from upstream.arms import make_arms
 from upstream.cases import CASES, Case

@@ -1,13 +1,13 @@
-// Preloaded into upstream's own, unmodified test programs. It says what was pipelined, and gives programs that have no
-// options for it a layer split over several devices. Environment:
+// Preloaded into upstream's own, unmodified test programs: records what was pipelined, and splits models over several
+// devices in programs that have no options for it. Environment:
 //
 //   PROBE_STATS=FILE           append a line for each context when it is freed: ubatches pipelined, ubatches of the
 //                              standard path, the model, why the last ubatches were not pipelined. -1: no TurboPrefill
-//   PROBE_DEVICES=NAME,NAME    models that were to be put on the first of these devices alone are split over all
+//   PROBE_DEVICES=NAME,NAME    models meant for the first of these devices alone are split over all of them
 //   PROBE_SPLIT=N,N            in these proportions
 //   PROBE_UBATCH=FROM:TO       contexts with n_ubatch FROM get TO
 //   PROBE_LOAD=FILE            a backend to load before main() begins
-//   PROBE_SKIP=N               every N-th upload of numbers does not happen: a test that still passes sees nothing
+//   PROBE_SKIP=N               drops every N-th upload of floats: a test that still passes checks nothing
 
 #include "ggml-backend.h"
 #include "ggml.h"
@@ -23,7 +23,7 @@
 #include <string>
 #include <vector>
 
-// as llama_turboprefill_stats begins; unpatched trees have no header for it. The rest is larger than it will ever be
+// the beginning of llama_turboprefill_stats, for which unpatched trees have no header; rest is larger than it will ever be
 struct probe_stats {
     int64_t n_pipelined;
     int64_t n_standard;
@@ -61,7 +61,7 @@ __attribute__((constructor)) static void probe_load() {
     }
 }
 
-// upstream's programs end without waiting for the thread that writes their log
+// upstream's programs exit without waiting for the thread that writes their log
 __attribute__((destructor)) static void probe_flush() {
     const auto log   = (void * (*)())       dlsym(RTLD_DEFAULT, "_Z15common_log_mainv");
     const auto flush = (void   (*)(void *)) dlsym(RTLD_DEFAULT, "_Z16common_log_flushP10common_log");
@@ -107,7 +107,7 @@ extern "C" void llama_free(llama_context * ctx) {
 // devices
 //
 
-// what params point to while a model is made
+// what params point to while a model is created
 struct probe_placement {
     std::vector<ggml_backend_dev_t> devices;
     std::vector<float>              split;
@@ -157,7 +157,7 @@ extern "C" llama_context * llama_init_from_model(llama_model * model, llama_cont
     if (sscanf(probe_getenv("PROBE_UBATCH").c_str(), "%u:%u", &from, &to) == 2 && params.n_ubatch == from) {
         params.n_ubatch = to;
     }
-    // two threads of the CPU do not always round as one does, and virtual devices have one
+    // two CPU threads do not always round like one, and virtual devices have one
     params.n_threads = params.n_threads_batch = 1;
     return next(model, params);
 }
@@ -170,7 +170,7 @@ extern "C" void ggml_backend_tensor_set_async(ggml_backend_t backend, ggml_tenso
     static const auto next = probe_next(&ggml_backend_tensor_set_async, "ggml_backend_tensor_set_async");
     static const int  skip = atoi(probe_getenv("PROBE_SKIP").c_str());
     static std::atomic<int> n_calls{0};
-    // indices that are left over from another ubatch would only crash the program
+    // floats only: stale indices from another ubatch would just crash the program
     if (skip > 0 && tensor->type == GGML_TYPE_F32 && ++n_calls % skip == 0) {
         return;
     }

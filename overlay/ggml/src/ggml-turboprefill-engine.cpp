@@ -1,7 +1,7 @@
-// turboprefill: how an engine is made and how it ends
+// turboprefill: how an engine is created and freed
 //
-// What takes long or may be refused, such as pinned memory, streams and threads, is asked for here, for the largest graph:
-// a prompt need not wait for it, and a context that can't have it takes the standard path from the start.
+// Whatever is slow to get or may be refused (pinned memory, streams, threads) is requested here, for the largest graph: no
+// prompt has to wait for it, and a context that can't have it takes the standard path from the start.
 
 #include "ggml-turboprefill-impl.h"
 
@@ -51,7 +51,7 @@ static void ggml_turboprefill_stop_workers(ggml_turboprefill_engine * engine) {
     }
 }
 
-// host memory if it is of the same kind
+// reuses the host memory of the previous engine where it is of the same buffer type
 static void ggml_turboprefill_take_over(ggml_turboprefill_engine * engine, ggml_turboprefill_parts & parts) {
     const auto size = [](const ggml_backend_buffer_ptr & buf) { return buf ? ggml_backend_buffer_get_size(buf.get()) : 0; };
 
@@ -71,13 +71,13 @@ static void ggml_turboprefill_take_over(ggml_turboprefill_engine * engine, ggml_
     }
 }
 
-// memory that a device copies from and to while it computes, nullptr: it has none of its own
+// host memory that the device can copy from and to while it computes. nullptr: the device offers none
 static ggml_backend_buffer_type_t ggml_turboprefill_pinned(const ggml_turboprefill_worker & worker) {
     return ggml_backend_dev_host_buffer_type(ggml_backend_get_device(worker.backend));
 }
 
-// The scheduler asks its first device for pinned memory. That may be an RPC server, which has none, before devices that block
-// without: each boundary asks both its ends, user inputs ask all.
+// llama_context takes pinned memory from the first device. That may be an RPC server, which has none, in front of devices
+// whose copies block without it. So user inputs ask every device, and staging asks both ends of a boundary.
 static void ggml_turboprefill_choose_host(ggml_turboprefill_engine * engine, const std::vector<ggml_turboprefill_boundary> & boundaries) {
     const auto & workers = engine->workers;
     engine->host_buft = ggml_backend_sched_get_buffer_type(engine->sched, workers.back()->backend);
@@ -112,7 +112,7 @@ ggml_turboprefill_engine * ggml_turboprefill_engine_new(ggml_backend_sched_t sch
     }
     engine->n_copies = ggml_backend_sched_get_n_copies(sched) > 1 ? ggml_backend_sched_get_n_copies(sched) : GGML_TURBOPREFILL_N_LANDINGS;
 
-    // where user inputs lie decides how they are padded, and their size how many slots there are
+    // the buffer type of user inputs determines their padding, their size the number of slots
     const auto boundaries = ggml_turboprefill_sched_boundaries(sched);
     for (int i = 0; i < n_backends; i++) {
         engine->workers.push_back(std::make_unique<ggml_turboprefill_worker>());
@@ -122,7 +122,7 @@ ggml_turboprefill_engine * ggml_turboprefill_engine_new(ggml_backend_sched_t sch
 
     const size_t n_bytes_user = std::max<size_t>(ggml_turboprefill_graph_user_bytes(engine.get(), graph), 1);
 
-    // a ubatch per worker, one that is captured, one that waits in front of the first worker; fewer if memory is short
+    // one ubatch per worker, one being captured, one waiting for the first worker; fewer if memory is short
     const int n_slots_min = std::max(engine->n_copies, GGML_TURBOPREFILL_N_STAGINGS) + 1;
     if (engine->params.n_slots <= 0) {
         engine->params.n_slots = n_backends + 2;
@@ -133,7 +133,7 @@ ggml_turboprefill_engine * ggml_turboprefill_engine_new(ggml_backend_sched_t sch
     for (int i = 0; i < engine->params.n_slots; i++) {
         engine->slots.push_back(std::make_unique<ggml_turboprefill_slot>());
         engine->slots.back()->index = i;
-        // address space: the pages that a graph does not need are never touched
+        // address space only: pages that the graph does not need are never touched
         engine->slots.back()->context_buffer = (char *) malloc(ggml_turboprefill_sched_context_bytes(sched));
         if (engine->slots.back()->context_buffer == nullptr) {
             GGML_LOG_WARN("%s: failed to allocate %zu bytes for the graphs of a slot\n", __func__, ggml_turboprefill_sched_context_bytes(sched));
@@ -148,7 +148,7 @@ ggml_turboprefill_engine * ggml_turboprefill_engine_new(ggml_backend_sched_t sch
         ggml_turboprefill_take_over(engine.get(), *parts);
     }
 
-    // for the largest graph that the scheduler has reserved: growing later would drain the pipeline
+    // sized for the largest graph that the scheduler has reserved: growing later would drain the pipeline
     for (int i = 0; i < n_backends; i++) {
         ggml_turboprefill_worker & worker = *engine->workers[i];
         const size_t n_bytes = ggml_turboprefill_sched_input_bytes(sched, i);
@@ -172,7 +172,8 @@ ggml_turboprefill_engine * ggml_turboprefill_engine_new(ggml_backend_sched_t sch
         }
     }
     for (auto & slot : engine->slots) {
-        // the fewest slots may be too much at once: then they grow with the prompt, and drivers wait for all devices when they pin memory
+        // even the minimum number of slots may exceed the limit: then they start smaller and grow with the prompt, although
+        // drivers wait for all devices when they pin memory
         if (!ggml_turboprefill_reserve(slot->host, engine->host_buft, std::min(n_bytes_user, params.max_host_bytes/engine->slots.size()), engine->mem_host)) {
             return nullptr;
         }

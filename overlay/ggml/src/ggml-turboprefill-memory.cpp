@@ -1,7 +1,7 @@
-// turboprefill: memory of our own, beside the scheduler's
+// turboprefill: the engine's own memory, beside the scheduler's
 //
-// The scheduler's buffers are planned for one graph at a time. What must outlive that, while several ubatches are in
-// flight, lies in here: user inputs in a slot's host memory, boundaries in regions that ubatches take in turns.
+// The scheduler's buffers are planned for one graph at a time. What must outlive that graph while several ubatches are in
+// flight has memory of its own: user inputs in a slot's host memory, boundaries in regions that ubatches use in turn.
 
 #include "ggml-turboprefill-impl.h"
 
@@ -10,7 +10,7 @@
 static ggml_backend_buffer_t ggml_turboprefill_alloc(ggml_backend_buffer_type_t buft, size_t size) {
     ggml_backend_buffer_t buf = ggml_backend_buft_alloc_buffer(buft, size);
     if (buf) {
-        // as the scheduler's own buffers: not weights, so backends don't cache or convert what is in them
+        // like the scheduler's own buffers: not weights, so backends don't cache or convert the contents
         ggml_backend_buffer_set_usage(buf, GGML_BACKEND_BUFFER_USAGE_COMPUTE);
     }
     return buf;
@@ -36,11 +36,11 @@ bool ggml_turboprefill_reserve_host(ggml_turboprefill_engine * engine, ggml_back
     if (buf && ggml_backend_buffer_get_size(buf.get()) >= size) {
         return true;
     }
-    // masks grow with every ubatch of a long prompt, and pinned memory is slow to get
+    // leave room: masks grow with every ubatch of a long prompt, and pinned memory is slow to allocate
     return ggml_turboprefill_reserve(buf, engine->host_buft, size + size/2, engine->mem_host);
 }
 
-// regions that ubatches take in turns: nothing may be in flight when they move
+// regions that ubatches use in turn: nothing may be in flight when they move
 static bool ggml_turboprefill_reserve_regions(ggml_turboprefill_engine * engine, std::vector<ggml_backend_buffer_ptr> & regions, int n,
         ggml_backend_buffer_type_t buft, size_t size, uint64_t & total) {
     regions.resize(n);

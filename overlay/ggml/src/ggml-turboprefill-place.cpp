@@ -1,5 +1,5 @@
-// turboprefill: where the tensors of a captured ubatch lie that the scheduler's plan must not decide: user inputs, boundaries
-// that leave a device, and inputs that arrive there
+// turboprefill: places the tensors of a captured ubatch that the plan must not place: user inputs, boundaries that leave a
+// device, and inputs that arrive at one
 
 #include "ggml-turboprefill-impl.h"
 
@@ -17,7 +17,7 @@ void ggml_turboprefill_place(ggml_tensor * tensor, ggml_backend_buffer_t buffer,
     tensor->data   = (char *) ggml_backend_buffer_get_base(buffer) + offset;
 }
 
-// bytes of all user inputs of a graph in the slot's memory
+// bytes that user inputs take in the slot's host memory
 static size_t ggml_turboprefill_user_bytes(const ggml_turboprefill_engine * engine, const std::vector<ggml_tensor *> & leafs) {
     size_t size = 0;
     for (const ggml_tensor * leaf : leafs) {
@@ -41,7 +41,7 @@ size_t ggml_turboprefill_graph_user_bytes(const ggml_turboprefill_engine * engin
     return ggml_turboprefill_user_bytes(engine, ggml_turboprefill_user_inputs(graph));
 }
 
-// user inputs move from the scheduler's host buffer, which all graphs share, into the slot's own memory
+// moves user inputs from the scheduler's host buffer, which all graphs share, to the slot's own host memory
 bool ggml_turboprefill_place_user_inputs(ggml_turboprefill_engine * engine, ggml_turboprefill_slot * slot, ggml_cgraph * graph, const std::vector<ggml_tensor *> & leafs) {
     if (!ggml_turboprefill_reserve_host(engine, slot->host, ggml_turboprefill_user_bytes(engine, leafs))) {
         return false;
@@ -68,7 +68,7 @@ bool ggml_turboprefill_place_user_inputs(ggml_turboprefill_engine * engine, ggml
     return true;
 }
 
-// where the boundaries of each worker leave from
+// places the boundaries that each worker hands over: in its outbox
 bool ggml_turboprefill_place_outboxes(ggml_turboprefill_engine * engine, ggml_turboprefill_slot * slot) {
     for (size_t s = 0; s < engine->workers.size(); s++) {
         ggml_turboprefill_worker & worker = *engine->workers[s];
@@ -103,7 +103,7 @@ bool ggml_turboprefill_place_outboxes(ggml_turboprefill_engine * engine, ggml_tu
     return true;
 }
 
-// where the inputs of each split arrive
+// places the inputs of each split where they arrive: in a landing region, and before that in a staging region
 bool ggml_turboprefill_place_inputs(ggml_turboprefill_engine * engine, ggml_turboprefill_slot * slot) {
     for (auto & split : slot->splits) {
         ggml_turboprefill_worker & worker = *engine->workers[split.backend_id];
@@ -120,7 +120,7 @@ bool ggml_turboprefill_place_inputs(ggml_turboprefill_engine * engine, ggml_turb
         }
 
         if (ggml_backend_sched_get_n_copies(engine->sched) > 1) {
-            continue; // in front of the compute buffer, for every cur_copy
+            continue; // already placed in front of the compute buffer, one region per copy
         }
 
         if (!split.inputs.empty() && !ggml_turboprefill_reserve_landing(engine, worker, ggml_turboprefill_sched_input_bytes(engine->sched, split.backend_id))) {

@@ -1,5 +1,5 @@
-// turboprefill: hooks that depend on what the calling thread is doing: splitting a graph, asking for the results of a ubatch
-// that it has captured, or recording which state would be read
+// turboprefill: hooks that depend on what the calling thread is doing: splitting a graph, requesting results of the ubatch
+// that it has captured, or recording reads of state
 
 #include "ggml-turboprefill-impl.h"
 
@@ -19,12 +19,12 @@ bool ggml_turboprefill_queue_output(ggml_backend_t backend, const ggml_tensor * 
             return true;
         }
     }
-    // not computed by any split: an input in host memory, which is there already
+    // not computed by any split: an input, which is in host memory already
     return false;
 }
 
-// Backends note something about a graph when they optimize it, where computing looks it up: both at once, on two threads, need
-// two instances. The one for uploads does not compute.
+// A backend may keep notes about a graph when it optimizes it, which computing reads without a lock. Here both happen at the
+// same time on two threads, so graphs are optimized on the instance that uploads: it does not compute.
 ggml_backend_t ggml_turboprefill_optimizer(ggml_backend_t backend) {
     if (const ggml_turboprefill_engine * engine = ggml_turboprefill_this_thread().splitting) {
         for (const auto & worker : engine->workers) {

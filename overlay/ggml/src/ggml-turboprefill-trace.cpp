@@ -1,11 +1,11 @@
 // turboprefill: timeline of the devices, from events around each split
 //
-// A lane per backend waits for the events in order. While a trace is taken, every split costs two events; without one it
-// costs the test of a pointer.
+// Each backend has a lane, a thread that waits for the events in order. A split costs two events while a trace is taken, and
+// the test of a pointer otherwise.
 //
-// RPC events say that a command was sent, not that the server has executed it: an answer to a read does. The lane asks
-// for it a moment later than the split was sent. If the read were queued at once, the next synchronization would wait for
-// it, and the picture would show waits of the standard path that it does not have.
+// An RPC event means that a command was sent, not that the server has executed it; the reply to a read means that. The lane
+// requests the read a moment after the split was sent. If it were queued at once, the next synchronization would wait for
+// it, and the timeline would show waits that the standard path does not have.
 
 #include "ggml-turboprefill-impl.h"
 #include "ggml-alloc.h"
@@ -20,12 +20,12 @@
 
 struct ggml_turboprefill_trace_mark {
     int64_t t_begin;
-    int64_t t_end = 0; // if there are no events
+    int64_t t_end = 0; // set if there are no events
     ggml_backend_event_ptr begin;
     ggml_backend_event_ptr end;
     ggml_turboprefill_span span;
-    bool ended     = false; // guarded by the trace's mutex, as the next one
-    bool abandoned = false; // the split failed
+    bool ended     = false; // guarded by the trace's mutex, like abandoned
+    bool abandoned = false; // it will never end: the split failed
 };
 
 using ggml_turboprefill_trace_mark_ptr = std::shared_ptr<ggml_turboprefill_trace_mark>;
@@ -33,7 +33,7 @@ using ggml_turboprefill_trace_mark_ptr = std::shared_ptr<ggml_turboprefill_trace
 struct ggml_turboprefill_trace_lane {
     std::thread thread;
     std::deque<ggml_turboprefill_trace_mark_ptr> queue; // guarded by the trace's mutex
-    // something to read where events are early. the graph's own tensors may be gone when the lane comes to it
+    // something to read where events come too early. the graph's own tensors may be gone by then
     ggml_context_ptr        ctx;
     ggml_backend_buffer_ptr buffer;
     ggml_tensor           * probe = nullptr;
@@ -80,7 +80,7 @@ static void ggml_turboprefill_trace_watch(ggml_turboprefill_trace * trace, ggml_
         lane->busy = true;
         lock.unlock();
 
-        // the split is still being launched, which takes long enough to be seen
+        // now, while the split is being launched: waiting for the launch first would show in the timeline
         int64_t t_begin = mark->t_begin;
         if (mark->begin) {
             ggml_backend_event_synchronize(mark->begin.get());
@@ -99,7 +99,7 @@ static void ggml_turboprefill_trace_watch(ggml_turboprefill_trace * trace, ggml_
         int64_t t_end = mark->t_end;
         if (t_end == 0) {
             if (lane->probe != nullptr) {
-                // requests of one connection are executed in order, so any answer will do
+                // requests on one connection are executed in order, so any reply will do
                 std::this_thread::sleep_for(std::chrono::microseconds(GGML_TURBOPREFILL_TRACE_DELAY_US));
                 ggml_backend_tensor_get_async(mark->span.backend, lane->probe, &lane->answer, 0, sizeof(lane->answer));
                 mark->end = ggml_turboprefill_trace_record(mark->span.backend);
@@ -109,7 +109,7 @@ static void ggml_turboprefill_trace_watch(ggml_turboprefill_trace * trace, ggml_
             }
             t_end = ggml_time_us();
         }
-        // the device was still at the split before
+        // before t_last, the device was still computing the previous split
         mark->span.t_start_us = std::min(std::max(t_begin, lane->t_last), t_end);
         mark->span.t_end_us   = t_end;
         lane->t_last = t_end;
@@ -139,7 +139,7 @@ static ggml_turboprefill_trace_lane & ggml_turboprefill_trace_get_lane(ggml_turb
     return *lane;
 }
 
-// a split that was begun will not end any more
+// a split that was begun will never end
 static void ggml_turboprefill_trace_abandon(ggml_turboprefill_trace_lane & lane) {
     if (lane.open) {
         lane.open->abandoned = true;

@@ -1,8 +1,8 @@
-// turboprefill: the ways that a boundary can take between two devices
+// turboprefill: links and outboxes: how a boundary gets from one device to another
 //
-// Staged is the default. A peer copy saves one of two copies, which a pipeline hides, and has a price: the backend makes
-// a stream of the receiver wait for the sender, and a driver that synchronizes with the receiver, to load a kernel, then
-// waits for the sender's next ubatch. That slows a first prompt; later ones are equally fast either way.
+// Staged is the default. A peer copy saves one of two copies, but the pipeline hides both, and it has a price: the backend
+// makes a stream of the receiver wait for the sender. When the driver then synchronizes with the receiver, to load a kernel
+// for example, it waits for the sender's next ubatch. That slows down the first prompt; later ones are equally fast.
 
 #include "ggml-turboprefill-impl.h"
 #include "ggml-alloc.h"
@@ -11,7 +11,7 @@
 #include <iterator>
 #include <utility>
 
-// devices may refuse asynchronous copies, between them or within their own memory, and say so only when asked for one
+// whether a device accepts asynchronous copies, to another device or within its memory. only trying tells
 static bool ggml_turboprefill_can_copy(ggml_backend_t from, ggml_backend_t to, ggml_backend_buffer_type_t buft_from, ggml_backend_buffer_type_t buft_to) {
     ggml_init_params params = { ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true };
     ggml_context_ptr ctx_from { ggml_init(params) };
@@ -22,7 +22,7 @@ static bool ggml_turboprefill_can_copy(ggml_backend_t from, ggml_backend_t to, g
     ggml_backend_buffer_ptr buf_from { ggml_backend_alloc_ctx_tensors_from_buft(ctx_from.get(), buft_from) };
     ggml_backend_buffer_ptr buf_to   { ggml_backend_alloc_ctx_tensors_from_buft(ctx_to.get(),   buft_to) };
     if (buf_from) {
-        ggml_backend_buffer_clear(buf_from.get(), 0); // tools that look for reads of what was never written are right
+        ggml_backend_buffer_clear(buf_from.get(), 0); // tools would rightly report a read of uninitialized memory
     }
     if (!buf_from || !buf_to || !to->iface.cpy_tensor_async(from, to, src, dst)) {
         return false;
@@ -38,7 +38,7 @@ bool ggml_turboprefill_make_link(ggml_turboprefill_engine * engine, int from, in
         return s.links[to].peer;
     }
 
-    // workers look links up
+    // workers read the map of links
     ggml_turboprefill_drain(engine, GGML_TURBOPREFILL_CAUSE_BUFFER);
 
     ggml_turboprefill_worker & t    = *engine->workers[to];
@@ -57,7 +57,7 @@ bool ggml_turboprefill_make_link(ggml_turboprefill_engine * engine, int from, in
     return link.peer;
 }
 
-// without an outbox, a copy to another device stands in the way of computing the next ubatch
+// without an outbox, the next ubatch is computed only after the boundary was copied to the other device
 void ggml_turboprefill_outbox_init(ggml_turboprefill_engine * engine, ggml_turboprefill_worker & worker, size_t size) {
     if (size == 0 || !worker.has_events() || worker.backend->iface.cpy_tensor_async == nullptr ||
         !ggml_turboprefill_can_copy(worker.backend, worker.backend, worker.buft, worker.buft)) {

@@ -1,10 +1,10 @@
-// turboprefill: who does not answer, when nothing moves any more
+// turboprefill: finds out which device does not answer when there is no progress
 //
-// Devices hang: a driver that lost an event, a server that was stopped, a cable. Nobody can take the work back from them, so
-// whoever waits goes on waiting, but the log says for whom, and whoever asks for the health of the process is told.
+// Devices hang: the driver lost an event, the server was stopped, the cable came loose. Work can't be taken back from them,
+// so threads that wait keep waiting. But the log names the device, and so does a query for the health of the process.
 //
-// Threads note what they are about to do; the watchdog looks at that a few times per deadline. A deadline moves with every
-// ubatch that is submitted, handed to a device or known to be computed.
+// Threads note what they are about to do, and the watchdog looks at these notes a few times per deadline. The deadline moves
+// with every ubatch that is submitted, issued to a device or known to be computed.
 
 #include "ggml-turboprefill-impl.h"
 
@@ -30,7 +30,7 @@ private:
     std::string text;
 };
 
-// of all contexts; never destroyed, as engines may be freed by another static's destructor
+// of all contexts; never destroyed, because another static's destructor may free an engine
 static std::mutex                      & g_mutex   = *new std::mutex;
 static std::set<ggml_turboprefill_engine *> & g_engines = *new std::set<ggml_turboprefill_engine *>;
 static std::set<ggml_turboprefill_health *> & g_healths = *new std::set<ggml_turboprefill_health *>;
@@ -75,7 +75,7 @@ int64_t ggml_turboprefill_stuck_us(const ggml_turboprefill_health * health, std:
 }
 
 //
-// what everybody does
+// what each thread is doing
 //
 
 static std::string ggml_turboprefill_format(const char * fmt, ...) {
@@ -87,7 +87,7 @@ static std::string ggml_turboprefill_format(const char * fmt, ...) {
     return text;
 }
 
-// of a worker that has not handed everything to its device
+// a worker that has not issued every ubatch to its device
 static std::string ggml_turboprefill_describe_worker(const ggml_turboprefill_engine & engine, const ggml_turboprefill_worker & worker) {
     const char * device = worker.device.c_str();
     const auto doing    = (ggml_turboprefill_activity) worker.activity.doing.load(std::memory_order_relaxed);
@@ -114,7 +114,7 @@ static std::string ggml_turboprefill_describe_worker(const ggml_turboprefill_eng
             verbs[doing], n_nodes, n_bytes/1024.0);
 }
 
-// one line. the engine's mutex is held
+// one line. the engine's mutex must be held
 static std::string ggml_turboprefill_describe(const ggml_turboprefill_engine & engine) {
     std::vector<const ggml_turboprefill_worker *> order;
     for (const auto & worker : engine.workers) {
@@ -131,7 +131,7 @@ static std::string ggml_turboprefill_describe(const ggml_turboprefill_engine & e
         };
         return waits(engine.caller) || std::any_of(order.begin(), order.end(), [&](const auto * s) { return waits(s->activity); });
     };
-    // who does not answer comes first
+    // devices that do not answer come first
     std::string first, others;
     for (const auto * worker : order) {
         if (awaited(worker)) {
@@ -150,7 +150,7 @@ static std::string ggml_turboprefill_describe(const ggml_turboprefill_engine & e
 }
 
 //
-// the end of a process
+// when the process is aborted
 //
 
 static thread_local std::string ggml_turboprefill_server;
@@ -161,7 +161,7 @@ void ggml_turboprefill_serves(const char * endpoint) {
 
 static ggml_abort_callback_t ggml_turboprefill_abort_before = nullptr;
 
-// somebody gave up: upstream's message does not know which server, worker and ubatch that was
+// upstream's own message does not tell which server, worker and ubatch were involved
 static void ggml_turboprefill_on_abort(const char * message) {
     if (!ggml_turboprefill_server.empty()) {
         fprintf(stderr, "TurboPrefill: RPC server %s does not answer any more, or with nonsense\n", ggml_turboprefill_server.c_str());
@@ -232,7 +232,7 @@ private:
     bool                    stop = false;
     std::thread             thread;
 
-    // moves whenever anybody does
+    // changes with any progress
     int64_t n_steps() const {
         int64_t n = engine->n_submitted + engine->n_done;
         for (const auto & worker : engine->workers) {
@@ -259,7 +259,7 @@ private:
             const int64_t now = ggml_time_us();
             const int64_t gap = now - std::exchange(t_seen, now);
             if (gap > limit_us/2 + period.count()) {
-                t_moved += gap; // the process was stopped, or the machine asleep: nobody could move
+                t_moved += gap; // the process was stopped, or the machine asleep: no progress was possible
             }
             std::string text;
             bool        goes_on = false;
@@ -275,7 +275,7 @@ private:
                     text = ggml_turboprefill_describe(*engine);
                 }
             }
-            // outside of the lock: a log may take its time, or ask for statistics
+            // without the lock: a log callback may be slow, or ask for statistics
             if (goes_on) {
                 GGML_LOG_WARN("TurboPrefill: progress again after %.1f s\n", (now - t_moved)/1e6);
                 engine->params.health->set(0, "");

@@ -7,20 +7,20 @@
 //                             | boundary
 //   stage 2                     [split2][split2][split2]
 //
-// What keeps it correct:
-// - A device computes ubatches in order on one stream. Compute buffers and KV cache are shared by all ubatches,
-//   as they are between consecutive graphs upstream.
+// Why it is correct:
+// - A device computes ubatches in order on one stream. All ubatches share its compute buffer and KV cache, like
+//   consecutive graphs upstream.
 // - A boundary is read on the stream that computed it, before the next ubatch is computed there. Where the device can,
-//   that is a copy into the outbox u % N_OUTBOXES, which another stream empties; the one that fills it waits for that.
-// - Ubatch u lands in region u % n_copies of the next device. It is free once that device has computed u - n_copies.
-// - Staged boundaries pass through host region u % N_STAGINGS. It is free once u - N_STAGINGS was uploaded from it.
+//   that is a copy into outbox u % N_OUTBOXES, which another stream empties; the stream that fills it waits for that.
+// - Ubatch u arrives in landing region u % n_copies of a device, which is free once the device has computed u - n_copies.
+// - A staged boundary passes through staging region u % N_STAGINGS, which is free once u - N_STAGINGS was uploaded.
 // - A slot, with everything that ubatch u reads from host memory, is free once all workers have computed u.
 // Workers wait for each other on the host, in their own threads, even where a device could wait for another device's
-// event: a queue that is stuck behind another device would hold up every call of the driver that synchronizes with it,
-// such as the first use of a kernel or a growing memory pool, and with it the thread that feeds the device. Peer copies
-// break that rule, in the backend: ggml-turboprefill-transport.cpp.
-// An event that was never recorded does not block, so a wait for somebody else's event is always preceded by a wait
-// for the count of ubatches which that worker has issued: the event was recorded before it was counted.
+// event. A queue that is blocked behind another device stalls every driver call that synchronizes with it, such as the
+// first use of a kernel or a growing memory pool, and with it the thread that feeds the device. Peer copies break this
+// rule, inside the backend: see ggml-turboprefill-transport.cpp.
+// An event that was never recorded does not block. So waiting for another worker's event is always preceded by waiting
+// for its count of issued ubatches: the event is recorded before it is counted.
 
 #include "ggml-turboprefill-impl.h"
 
@@ -51,7 +51,7 @@ static void ggml_turboprefill_fail(ggml_turboprefill_engine * engine, const ggml
     }
 }
 
-// the boundary moves aside, so that the next ubatch can be computed while it leaves
+// moves the boundary out of the way, so that the next ubatch can be computed while it leaves
 static void ggml_turboprefill_fill_outbox(ggml_turboprefill_engine * engine, ggml_turboprefill_slot * slot, int s) {
     ggml_turboprefill_worker & worker = *engine->workers[s];
     int & used = worker.outbox_slot[slot->ubatch % GGML_TURBOPREFILL_N_OUTBOXES];
@@ -67,7 +67,7 @@ static void ggml_turboprefill_fill_outbox(ggml_turboprefill_engine * engine, ggm
                 continue;
             }
             if (!worker.backend->iface.cpy_tensor_async(worker.backend, worker.backend, input.src, &input.outbox)) {
-                // it could when the engine was made: slow, still right
+                // it could when the engine was created: slow, but still correct
                 ggml_backend_synchronize(worker.backend);
                 ggml_backend_tensor_copy(input.src, &input.outbox);
             }
@@ -77,7 +77,7 @@ static void ggml_turboprefill_fill_outbox(ggml_turboprefill_engine * engine, ggm
     ggml_backend_event_wait(worker.download.get(), worker.outbox_full[slot->index].get());
 }
 
-// hand the tensors that other workers need over to them
+// hands boundaries over to the workers that need them
 static void ggml_turboprefill_push(ggml_turboprefill_engine * engine, ggml_turboprefill_slot * slot, int s) {
     ggml_turboprefill_worker & worker = *engine->workers[s];
     const int64_t u = slot->ubatch;
@@ -98,7 +98,7 @@ static void ggml_turboprefill_push(ggml_turboprefill_engine * engine, ggml_turbo
 
         for (auto & input : split.inputs) {
             if (input.source != s || ggml_nbytes(input.src) == 0) {
-                continue; // a ubatch without outputs has tensors without rows
+                continue; // a ubatch without results has tensors without rows
             }
             ggml_tensor * src = worker.has_outbox() ? &input.outbox : input.src;
 
@@ -106,20 +106,20 @@ static void ggml_turboprefill_push(ggml_turboprefill_engine * engine, ggml_turbo
             peer = link.peer;
             if (peer) {
                 if (!waited && u >= engine->n_copies) {
-                    // the target still computes from the landing region
+                    // the target may still be computing from the landing region
                     ggml_turboprefill_wait_issued(engine, worker.activity, split.backend_id, u - engine->n_copies);
                     worker.activity.does(GGML_TURBOPREFILL_WAITS_FOR_DEVICE, split.backend_id);
                     ggml_backend_event_synchronize(target.split_done[(u - engine->n_copies) % engine->params.n_slots].get());
                 }
                 worker.activity.does(GGML_TURBOPREFILL_HANDS_OVER);
                 if (!link.receiver->iface.cpy_tensor_async(from, link.receiver.get(), src, input.dst)) {
-                    // it could when the link was made: slow, still right
+                    // it could when the link was made: slow, but still correct
                     ggml_backend_synchronize(from);
                     ggml_backend_tensor_copy(src, input.dst);
                 }
             } else {
                 if (!waited && u >= GGML_TURBOPREFILL_N_STAGINGS) {
-                    // the target still uploads from the staging region
+                    // the target may still be uploading from the staging region
                     ggml_turboprefill_wait_issued(engine, worker.activity, split.backend_id, u - GGML_TURBOPREFILL_N_STAGINGS);
                     worker.activity.does(GGML_TURBOPREFILL_WAITS_FOR_DEVICE, split.backend_id);
                     if (target.has_events()) {
@@ -153,7 +153,7 @@ static void ggml_turboprefill_replay(ggml_turboprefill_engine * engine, ggml_tur
 
     worker.activity.does(GGML_TURBOPREFILL_UPLOADS);
     if (worker.upload != worker.backend && u >= engine->n_copies) {
-        // this device still computes from the landing region
+        // this device may still be computing from the landing region
         ggml_backend_event_wait(worker.upload, worker.split_done[(u - engine->n_copies) % engine->params.n_slots].get());
     }
 
@@ -235,7 +235,7 @@ void ggml_turboprefill_work(ggml_turboprefill_engine * engine, int s) {
         ggml_turboprefill_slot * slot = engine->slots[u % engine->params.n_slots].get();
 
         bool has_split = false;
-        bool computes  = false; // or it only reads
+        bool computes  = false; // else it only reads
         for (auto & split : slot->splits) {
             if (split.backend_id == s) {
                 has_split = true;
@@ -244,7 +244,7 @@ void ggml_turboprefill_work(ggml_turboprefill_engine * engine, int s) {
                     try {
                         ggml_turboprefill_replay(engine, slot, split);
                     } catch (const std::exception & err) {
-                        // of a backend; upstream's caller would get it, here it would end the process
+                        // thrown by a backend; upstream it reaches the caller, on this thread it would end the process
                         GGML_LOG_ERROR("%s: %s\n", __func__, err.what());
                         ggml_turboprefill_fail(engine, worker, u, GGML_STATUS_FAILED);
                     }
@@ -254,7 +254,7 @@ void ggml_turboprefill_work(ggml_turboprefill_engine * engine, int s) {
 
         worker.activity.does(GGML_TURBOPREFILL_FINISHES);
         try {
-            // also for a ubatch that has no split here or was skipped: others wait for the events of its number
+            // also for a ubatch that has no split here or was skipped: others wait for its events
             if (worker.has_events()) {
                 if (!has_split) {
                     ggml_backend_event_record(worker.inputs_done[slot->index].get(), worker.upload);

@@ -1,6 +1,6 @@
-// turboprefill: an engine in use, by its owner's thread: slots, submission, waiting, failures, statistics
+// turboprefill: an engine in use, on the caller's thread: slots, submission, waiting, failures, statistics
 //
-// Making and freeing it: ggml-turboprefill-engine.cpp. What its workers do: ggml-turboprefill-worker.cpp.
+// It is created and freed in ggml-turboprefill-engine.cpp; its workers run ggml-turboprefill-worker.cpp.
 
 #include "ggml-turboprefill-impl.h"
 
@@ -19,7 +19,7 @@ ggml_turboprefill_slot * ggml_turboprefill_acquire(ggml_turboprefill_engine * en
     }
 
     if (ggml_turboprefill_idle(engine)) {
-        // a graph of the standard path may still be running: it is not in our books, and shares memory with what comes
+        // a graph of the standard path, which the engine does not count, may still be running in the same memory
         const ggml_turboprefill_watched watched(engine, GGML_TURBOPREFILL_CAUSE_GRAPH);
         for (size_t s = 0; s < engine->workers.size(); s++) {
             engine->caller.does(GGML_TURBOPREFILL_WAITS_FOR_DEVICE, (int) s);
@@ -119,7 +119,7 @@ bool ggml_turboprefill_full(ggml_turboprefill_engine * engine) {
     if (ubatch < engine->n_done) {
         return false;
     }
-    // what a device was given last it may have computed or not
+    // whether a device has computed the last ubatch that it was issued is not known: only those before it count
     std::lock_guard<std::mutex> lock(engine->mutex);
     return std::any_of(engine->workers.begin(), engine->workers.end(), [&](const auto & worker) { return worker->n_issued <= ubatch + 1; });
 }
@@ -140,14 +140,14 @@ void ggml_turboprefill_drain_host(ggml_turboprefill_engine * engine) {
     }
 }
 
-// one after the other: the watchdog sees each
+// one ubatch after the other, so that the watchdog sees progress
 static void ggml_turboprefill_wait_one_by_one(ggml_turboprefill_engine * engine, int64_t ubatch) {
     for (int64_t u = engine->n_done; u <= ubatch; u++) {
         for (size_t s = 0; s < engine->workers.size(); s++) {
             const auto & worker = engine->workers[s];
             ggml_turboprefill_wait_issued(engine, engine->caller, (int) s, u);
             engine->caller.does(GGML_TURBOPREFILL_WAITS_FOR_DEVICE, (int) s);
-            // of this ubatch: its slot is not used again before it is done
+            // still the event of this ubatch: its slot is not reused before it is done
             if (worker->has_events()) {
                 ggml_backend_event_synchronize(worker->split_done[u % engine->params.n_slots].get());
             }
@@ -161,7 +161,7 @@ void ggml_turboprefill_wait(ggml_turboprefill_engine * engine, int64_t ubatch, g
         return;
     }
     if (ubatch == engine->n_submitted - 1) {
-        // nothing stays in flight: devices without events need not be asked one by one
+        // nothing stays in flight: synchronize the devices instead of waiting for the events of the last ubatch
         ggml_turboprefill_drain(engine, cause);
         return;
     }

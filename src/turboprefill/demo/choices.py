@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from turboprefill.demo import settings, virtual_devices
+from turboprefill.demo import prompt, settings, virtual_devices
 from turboprefill.demo.measure import Note, Result, Workload
 from turboprefill.options import DEFAULT_UBATCH
 
@@ -49,7 +49,7 @@ class Options:
         Raises:
             DemoError: the prompt cannot be read, or the shares are not numbers.
         """
-        settings.read_text(self.prompt_file)
+        prompt.read_text(self.prompt_file)
         settings.split_ratios(self.tensor_split)
 
 
@@ -100,7 +100,7 @@ def choose_workload(options: Options, note: Note = lambda _: None) -> Workload:
     cut = _cut(options, usual, model, names, endpoints, n_prompt or settings.USUAL_PROMPT, note)
     return Workload(
         model=str(model),
-        text=settings.read_text(options.prompt_file),
+        text=prompt.read_text(options.prompt_file),
         n_prompt=n_prompt,
         n_ubatch=cut.n_ubatch,
         n_batch=max(options.n_batch, cut.n_ubatch),

@@ -12,7 +12,7 @@ from pathlib import Path
 import turboprefill
 from turboprefill import lists, synth
 from turboprefill.demo.measure import Note
-from turboprefill.errors import TurboPrefillError
+from turboprefill.demo.prompt import DemoError
 from turboprefill.options import DEFAULT_UBATCH
 from turboprefill.paths import cache_dir
 from turboprefill.planner import DoesNotFitError, Needs, make_plan, read_facts
@@ -30,7 +30,6 @@ __all__ = [
     "host_threads",
     "is_loopback",
     "planned",
-    "read_text",
     "split_list",
     "split_ratios",
     "synthetic_model",
@@ -38,27 +37,6 @@ __all__ = [
 
 USUAL_PROMPT = 4096  # tokens to plan for where only the text says how many there are
 _SPARE_BYTES = 1 << 30  # left free on the disk that a model is written to
-
-
-class DemoError(TurboPrefillError):
-    """The demo cannot run with what was asked for or found."""
-
-
-def read_text(path: Path | None) -> str:
-    """The prompt: the file's text, or our own.
-
-    Raises:
-        DemoError: the file cannot be read as UTF-8 text, or is empty.
-    """
-    if path is None:
-        return resources.files(__package__).joinpath("prompt.txt").read_text(encoding="utf-8")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DemoError(f"cannot read the prompt from {path}: {error}. Give a UTF-8 text file.") from error
-    if not text.strip():
-        raise DemoError(f"the prompt file {path} is empty: expected some text")
-    return text
 
 
 def synthetic_model(preset: str, note: Note = lambda _: None) -> Path:

@@ -1,8 +1,8 @@
-// turboprefill: several contexts on one RPC device, and servers that end. Included by ggml-rpc.cpp
+// turboprefill: several contexts on one RPC device, and servers that die. Included by ggml-rpc.cpp
 //
-// The client notes the last graph of each device and, if the next one is the same, only tells the server to repeat it. Two
-// contexts on two threads must not come between that note and its command; and a server that frees a buffer forgets the
-// graph, and ends the connection of a client that asks for it again.
+// The client remembers the last graph of each device; if the next one is the same, it only tells the server to repeat it.
+// A second context on another thread must not get between that record and its command. And a server that frees a buffer
+// drops its graph, and closes the connection of a client that asks it to repeat that graph.
 
 #pragma once
 
@@ -15,20 +15,20 @@
 #include <unordered_map>
 
 static std::mutex ggml_turboprefill_rpc_mutex;
-static uint64_t   ggml_turboprefill_rpc_n_freed = 0; // buffers, on all servers
-static std::unordered_map<ggml_backend_t, uint64_t> ggml_turboprefill_rpc_seen; // of them, when the backend computed last
+static uint64_t   ggml_turboprefill_rpc_n_freed = 0; // buffers freed, on all servers
+static std::unordered_map<ggml_backend_t, uint64_t> ggml_turboprefill_rpc_seen; // n_freed when the backend last computed
 
-// while a graph is noted and its command is queued
+// held while a graph is recorded and its command is queued
 struct ggml_turboprefill_rpc_lock {
     std::lock_guard<std::mutex> guard { ggml_turboprefill_rpc_mutex };
 };
 
-// while the command to free a buffer is queued
+// held while the command that frees a buffer is queued
 struct ggml_turboprefill_rpc_free : ggml_turboprefill_rpc_lock {
     ggml_turboprefill_rpc_free() { ggml_turboprefill_rpc_n_freed++; }
 };
 
-// whether the server still has the graph that the client has noted. under the lock
+// whether the server certainly still has the graph that the client recorded. the lock must be held
 static inline bool ggml_turboprefill_rpc_may_repeat(ggml_backend_t backend, bool noted) {
     uint64_t & seen = ggml_turboprefill_rpc_seen[backend];
     const bool same = seen == ggml_turboprefill_rpc_n_freed;
@@ -36,7 +36,7 @@ static inline bool ggml_turboprefill_rpc_may_repeat(ggml_backend_t backend, bool
     return noted && same;
 }
 
-// this thread talks to that server until it ends: if the process is aborted in it, the message says so
+// this thread talks to that server until it ends: if the process is aborted in it, the message names the server
 static inline void ggml_turboprefill_rpc_serves(const std::string & endpoint) {
     ggml_turboprefill_serves(endpoint.c_str());
 }
