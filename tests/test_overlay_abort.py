@@ -98,8 +98,7 @@ def test_a_stop_between_calls_is_found_before_anything_is_given_to_the_devices(c
         with pytest.raises(AbortedError) as error:
             context.decode_batch(PROMPT)
         context.synchronize()  # the calls before have returned, their work goes on
-        # the first call is alone with its ubatch; each of the others follows one that is in flight
-        assert_pipelined(context, at_least=error.value.n_decoded // N_UBATCH - 1)
+        assert_pipelined(context, at_least=error.value.n_decoded // N_UBATCH, standard=0)
         assert 0 < error.value.n_decoded < len(PROMPT)
         assert graphs() == [error.value.n_decoded // N_UBATCH] * N
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import dyingserver
-from pipelinecounts import assert_pipelined
+from pipelinecounts import assert_pipelined, pipeline_once
 from turboprefill import Context, Model
 from turboprefill.demo.workers import RpcWorkers
 from turboprefill.stats import Health
@@ -47,14 +47,6 @@ def until(context: Context, wanted: Callable[[Health], bool]) -> Health:
     return context.health()
 
 
-def pipeline_once(context: Context) -> None:
-    """Fail now, and not after a minute of waiting for a watchdog, if the context does not pipeline."""
-    context.decode_batch(PROMPT)
-    context.synchronize()
-    assert_pipelined(context, 12, standard=0)
-    context.memory.clear()
-
-
 def computing(context: Context) -> tuple[threading.Thread, list[tuple[bytes, bytes]]]:
     """A thread that decodes the prompt, and the list that will have its result."""
     got: list[tuple[bytes, bytes]] = []
@@ -80,7 +72,7 @@ def test_a_device_that_stalls_is_named_until_it_goes_on(model_file, virtual_name
     with Model(model_file("tiny"), devices=virtual_names) as model:
         want = expected(model)
         with model.context(**SETTINGS, turboprefill=True) as context:
-            pipeline_once(context)
+            pipeline_once(context, PROMPT, 12)
             assert context.health() == Health(ok=True, stuck_s=0.0, text="")
             configure(f"stall_graph={only(device, 5)}", f"stall_ms={only(device, 2000)}")
             thread, got = computing(context)
@@ -117,7 +109,7 @@ def test_a_server_that_is_stopped_is_named_until_it_goes_on(model_file) -> None:
     with RpcWorkers(2) as workers, Model(model_file("tiny"), rpc_servers=workers.endpoints) as model:
         want = expected(model)
         with model.context(**SETTINGS, turboprefill=True) as context:
-            pipeline_once(context)
+            pipeline_once(context, PROMPT, 12)
             os.kill(workers.pids[1], signal.SIGSTOP)
             try:
                 thread, got = computing(context)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from pipelinecounts import assert_pipelined
+from pipelinecounts import assert_pipelined, pipeline_once
 from turboprefill import FatalDecodeError, InUseError, Model, devices, virtual
 from virtualdevices import OPTIONS, configure, only, result, tokens
 
@@ -41,6 +41,7 @@ def fail(ubatch: int) -> None:
 
 def test_a_state_is_not_shorter_than_what_was_decoded(model: Model) -> None:
     with model.context(**SETTINGS) as context:
+        pipeline_once(context, PROMPT, N_UBATCHES)
         fail(3)
         context.decode_batch(PROMPT, logits="none")
         assert_pipelined(context, N_UBATCHES, standard=0)
@@ -60,6 +61,7 @@ def test_results_before_a_fault_stay(model: Model) -> None:
     with model.context(**SETTINGS) as context:
         context.decode_batch(PROMPT, logits=wanted)
         want = context.logits()
+        assert_pipelined(context, N_UBATCHES, standard=0)
         context.memory.clear()
         fail(4)
         context.decode_batch(PROMPT, logits=wanted)

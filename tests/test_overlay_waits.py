@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import virtualdevices
-from pipelinecounts import assert_pipelined
+from pipelinecounts import assert_pipelined, pipeline_once
 from turboprefill import Context, Model
 from virtualdevices import configure, tokens
 
@@ -134,8 +134,9 @@ def test_a_fault_behind_a_result_leaves_the_result(model: Model) -> None:
     with model.context(**OPTIONS, turboprefill=False) as context:
         context.decode_batch(tokens(64), seq_ids=[1] + [0] * 63, logits=mixed)
         expected = context.logits().tobytes()
-    configure(SLOW, f"fail_graph={virtualdevices.only(3, 4)}")
     with model.context(**OPTIONS) as context:
+        pipeline_once(context, tokens(64), 4)
+        configure(SLOW, f"fail_graph={virtualdevices.only(3, 4)}")
         context.decode_batch(tokens(64), seq_ids=[1] + [0] * 63, logits=mixed)
         assert_pipelined(context, at_least=4, standard=0)
         assert context.logits().tobytes() == expected

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from turboprefill import Context, Stats
 
-__all__ = ["assert_pipelined"]
+__all__ = ["assert_pipelined", "pipeline_once"]
 
 
 def assert_pipelined(
@@ -36,3 +38,16 @@ def assert_pipelined(
     assert n_pipelined >= (at_least if exactly is None else exactly), f"{counts}; expected {at_least} or more pipelined"
     if standard is not None:
         assert n_standard == standard, f"{counts}; expected {standard} on the standard path"
+
+
+def pipeline_once(context: Context, prompt: Sequence[int], n_ubatches: int) -> None:
+    """Pipeline a prompt and forget it: what a test does next would fail, or wait, in another way without a pipeline.
+
+    Raises:
+        AssertionError: not all of its ubatches were pipelined.
+    """
+    context.decode_batch(prompt)
+    context.synchronize()
+    assert_pipelined(context, n_ubatches, standard=0)
+    context.memory.clear()
+    context.reset_stats()

@@ -21,7 +21,7 @@ __all__ = ["PipelineOff", "main"]
 
 VARIABLE, NO_BACKEND = "TURBOPREFILL_BACKENDS", "none-of-them"
 QUIET = ("--tb=no", "-q", "-rN", "-p", "no:cacheprovider")
-COUNTS = re.compile(r"n_(ubatches_)?pipelined|pipelined_ubatches")  # in messages of assertions on counts
+COUNTS = re.compile(r"n_(ubatches_)?pipelined|pipelined_ubatches")  # in assertions on counts, or in their messages
 CLASSIFIED = "test_overlay_"  # every test of such files has one of the two markers
 
 NOTICED, SKIPPED, PASSED = "noticed", "skipped", "passed"
@@ -44,13 +44,18 @@ def first_of_each(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     return list({item.nodeid.partition("[")[0]: item for item in reversed(quick)}.values())[::-1]
 
 
+def statement(error: pytest.ExceptionInfo[BaseException]) -> str:
+    """The line of source that raised it."""
+    return str(error.traceback[-1].statement)
+
+
 def outcome(call: pytest.CallInfo[Any]) -> str:
     """What a phase of a test says about it, in a word or as the error that it ended with."""
     if call.excinfo is None:
         return PASSED
     if call.excinfo.errisinstance(pytest.skip.Exception):
         return SKIPPED
-    if call.excinfo.errisinstance(AssertionError) and COUNTS.search(str(call.excinfo.value)):
+    if call.excinfo.errisinstance(AssertionError) and COUNTS.search(f"{call.excinfo.value} {statement(call.excinfo)}"):
         return NOTICED
     return f"{call.excinfo.typename}: {call.excinfo.value}".splitlines()[0][:160]
 
