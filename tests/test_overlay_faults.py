@@ -72,7 +72,10 @@ def repaired(virtual_names: list[str]) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def bench(virtual_names: list[str], model_file) -> Iterator[Callable[..., contextlib.AbstractContextManager[Bench]]]:
-    """`with bench(preset, way) as b`: contexts that pipeline, unless told otherwise. One that a test fails with is not used again."""
+    """`with bench(preset, way) as b`: contexts that pipeline, unless told otherwise.
+
+    One that a test fails with is not used again.
+    """
     made: dict[tuple[str, str, bool], Bench] = {}
     models: dict[str, Model] = {}
 
