@@ -15,6 +15,7 @@ from turboprefill.planner.split import equal_shares, layers_per_device
 
 _FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
 _NAMES = ("arms", "plan", "results", "table", "chart")
+_COMMITTED = sorted((_FOLDER.parent / "results").glob("20*xH200*.json"))
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,37 @@ def test_the_table_has_speeds_ratios_and_the_share_of_the_bound(gpu, tmp_path: P
     assert "| 1.68x | 180 % | 3.20x |" in turbo
     assert "logits identical in 3 arms" in text
     assert "skipped for lack of time" in text
+
+
+def test_the_committed_results_are_there() -> None:
+    assert len(_COMMITTED) >= 5
+
+
+@pytest.mark.parametrize("path", _COMMITTED, ids=lambda path: path.name)
+def test_the_table_of_a_committed_file_has_every_case_and_every_arm(gpu, path: Path) -> None:
+    document = json.loads(path.read_text())
+    overview = gpu.table.render(gpu.table.load([str(path)])).split("\n\n")[1].splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in overview)
+    assert sorted(head[1:]) == sorted({record["arm"] for record in document["results"]})
+    cells = {
+        (case.partition(" (")[0], arm): cell for case, *row in rows for arm, cell in zip(head[1:], row, strict=True)
+    }
+    assert len(cells) == len(rows) * (len(head) - 1)
+    measured = {(record["case"], record["arm"]): record["median_ts"] for record in document["results"]}
+    for key, cell in cells.items():
+        assert bool(cell) == (key in measured), key
+        if cell:
+            assert float(cell.replace(",", "")) == pytest.approx(measured.pop(key), abs=0.5), key
+    assert measured == {}
+
+
+@pytest.mark.parametrize("path", _COMMITTED, ids=lambda path: path.name)
+def test_all_arms_of_a_committed_file_gave_the_same_bytes(gpu, path: Path) -> None:
+    verdicts = gpu.results.check(json.loads(path.read_text())["results"])
+    assert verdicts
+    assert [text for text, same in verdicts if not same] == []
+    if any("pp2500" in text for text, _ in verdicts):
+        assert any("logits and state identical" in text for text, _ in verdicts)
 
 
 def test_records_have_the_field_names_of_llama_bench(gpu) -> None:

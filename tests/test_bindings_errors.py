@@ -28,6 +28,7 @@ def context(model):
 BAD_INPUTS = {
     "no tokens": (([],), {}, ValueError, "empty"),
     "text": (("hello",), {}, TypeError, "tokenize"),
+    "bytes": ((b"hello",), {}, TypeError, "tokenize"),
     "floats": (([1.5],), {}, TypeError, "float64"),
     "bools": (([True],), {}, TypeError, "bool"),
     "nested": (([[1, 2]],), {}, ValueError, "shape"),
@@ -144,6 +145,7 @@ def test_a_full_memory_is_no_kv_slot_and_says_what_was_decoded(model):
 BAD_CONTEXTS = {
     "unknown": ({"n_contxt": 1}, TypeError, "n_contxt"),
     "negative n_ctx": ({"n_ctx": -1}, ValueError, "n_ctx is -1"),
+    "truth as n_ctx": ({"n_ctx": True}, TypeError, "n_ctx is True"),
     "float n_ctx": ({"n_ctx": 512.0}, TypeError, "n_ctx"),
     "no n_batch": ({"n_batch": 0}, ValueError, "n_batch is 0"),
     "no n_ubatch": ({"n_ubatch": 0}, ValueError, "n_ubatch is 0"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -98,6 +100,32 @@ def test_every_kind_of_failure_has_its_exit_code(
     assert result.stderr == ("error: it broke\n" if code != 130 else "interrupted\n")
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE], ids=errno.errorcode.get)
+def test_an_error_of_the_system_is_a_message_unless_nobody_reads_it(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise OSError(number, "it broke", "file")
+
+    monkeypatch.setattr("turboprefill.cli.install.install", fail)
+    result = run("install", tree)
+    assert result.exit_code == 1
+    # a broken pipe is left to the command line's library, which ends without a word
+    assert ("error:" in result.stderr) == (number == errno.ENOSPC)
+
+
+def test_the_repository_of_a_git_hook_is_forgotten() -> None:
+    program = "import os\nfrom turboprefill.cli import main\ntry: main()\nfinally: print('GIT_DIR' in os.environ)"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--version"],
+        env={**os.environ, "GIT_DIR": "/nowhere"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+
+
 @pytest.mark.parametrize("arguments", [["instal"], ["install"], ["install", "x", "--unknown"]], ids=" ".join)
 def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
     assert run(*arguments).exit_code == 2
@@ -125,6 +153,14 @@ def test_status_for_programs_is_json_alone(tree: Path) -> None:
     run("install", tree)
     result = json.loads(run("status", tree, "--json").stdout)
     assert (result["state"], result["version"], result["base"]["name"]) == ("installed", "1.0.0", "b1")
+
+
+def test_status_names_no_files_where_all_is_well(tree: Path) -> None:
+    assert HOOKED[1] not in run("status", tree).output
+    run("install", tree)
+    assert HOOKED[1] not in run("status", tree).output
+    (tree / "src/turboprefill.cpp").unlink()
+    assert "missing       src/turboprefill.cpp" in run("status", tree).output
 
 
 def test_status_names_local_edits(tree: Path) -> None:

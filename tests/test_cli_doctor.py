@@ -17,6 +17,8 @@ from turboprefill.tools import doctor, hardware, patcher, treestate
 from turboprefill.tools.hardware import Gpu, Gpus, find_gpus
 from turboprefill.tools.process import CommandOutput
 
+OWN_SOURCE = "src/turboprefill.cpp"
+
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
@@ -87,6 +89,13 @@ def test_a_tree_without_turboprefill_is_a_gate_with_the_command(
     assert gate(doctor.examine(tree), "tree").remedy == f"turboprefill install {tree}"
     patcher.install(tree)
     assert gate(doctor.examine(tree), "tree").open
+    (tree / OWN_SOURCE).unlink()
+    found = gate(doctor.examine(tree), "tree")
+    assert (found.open, found.found, found.remedy) == (
+        False,
+        f"{tree}: partial 1.0.0",
+        f"turboprefill install {tree}",
+    )
 
 
 @pytest.mark.parametrize("collectives", [True, False])
@@ -100,6 +109,55 @@ def test_a_server_that_listens_everywhere_is_a_warning(gpus: list[Gpu], tmp_path
 
 def test_something_that_is_no_tree_does_not_stop_the_doctor(gpus: list[Gpu], tmp_path: Path) -> None:
     assert "not a llama.cpp tree" in gate(doctor.examine(tmp_path), "tree").found
+
+
+def test_what_is_not_known_does_not_count_as_closed(gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "find_gpus", lambda: Gpus(tuple(gpus), "580", None))
+    monkeypatch.setattr(doctor, "output_of", lambda *_arguments, **_options: CommandOutput(1, "", "no module"))
+    report = doctor.examine()
+    assert [gate(report, name).open for name in ("peer access", "Python module")] == [None, None]
+    assert (report.n_closed, report.can_pipeline) == (0, True)
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
+    """A machine that has every program but these."""
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None if name in missing else f"/usr/bin/{name}")
+    monkeypatch.setattr(hardware, "version_of", lambda _path: "1.2")
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"),
+    [
+        (("git", "ninja", "ccache"), ""),  # no build needs them
+        (("cmake",), "missing: cmake"),
+        (("c++", "g++"), ""),  # there is clang++
+        (("c++", "g++", "clang++", "cmake"), "missing: c++, cmake"),
+    ],
+)
+def test_only_a_compiler_and_cmake_are_build_tools(
+    gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...], named: str
+) -> None:
+    without(monkeypatch, *missing)
+    report = doctor.examine()
+    assert gate(report, "build tools").open is not bool(named)
+    assert gate(report, "build tools").found == (named or "C++ compiler and CMake")
+    assert bool(gate(report, "build tools").remedy) == bool(named)
+    assert report.can_pipeline is not bool(named)
+
+
+def test_gpus_without_a_cuda_compiler_close_a_gate_with_a_remedy(
+    gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gate(doctor.examine(), "CUDA toolkit").open is True
+    monkeypatch.setattr(hardware, "find_nvcc", lambda: None)
+    without(monkeypatch, "nvcc")
+    report = doctor.examine()
+    assert gate(report, "CUDA toolkit").open is False
+    assert (gate(report, "CUDA toolkit").found, report.n_closed) == ("no nvcc", 1)
+    assert "install the CUDA toolkit" in gate(report, "CUDA toolkit").remedy
+    gpus.clear()
+    assert not [each for each in doctor.examine().gates if each.name == "CUDA toolkit"]
 
 
 def test_peer_access_is_between_all_gpus_or_not(nvml: FakeNvml) -> None:

@@ -3,7 +3,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -102,6 +104,98 @@ def test_a_different_state_is_said_loudly(result: Result) -> None:
 def test_ubatches_that_were_not_pipelined_are_explained(result: Result) -> None:
     result.turbo = dataclasses.replace(result.turbo, pipelined_ubatches=1, standard_ubatches=3, reason="[one] device")
     assert "3 of 4 ubatches took the standard path even with TurboPrefill: [one] device" in words(result)
+
+
+def test_it_is_explained_if_nothing_was_pipelined_at_all(result: Result) -> None:
+    result.turbo = dataclasses.replace(result.turbo, pipelined_ubatches=0, standard_ubatches=0, reason="")
+    assert "NOTHING WAS PIPELINED: 0 of 0 ubatches took the standard path: no reason was given" in words(result)
+
+
+def cells(result: Result) -> dict[str, list[str]]:
+    """The table's rows by their first cell."""
+    rows = [[cell.strip() for cell in line.split("\u2502")] for line in words(result).splitlines() if "\u2502" in line]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_speedups_are_over_stock_llama_cpp_if_that_was_measured(result: Result) -> None:
+    assert [cells(result)[name][3] for name in ("standard", "TurboPrefill")] == ["1.00x", "2.00x"]
+    result.shipped = Arm("stock llama.cpp", False, [4.0, 4.0, 4.0], 0, 4)
+    rows = [cells(result)[name] for name in ("stock llama.cpp", "standard", "TurboPrefill")]
+    assert [row[0] for row in rows] == ["128", "256", "512"]
+    assert [row[1] for row in rows] == ["4.00 s", "2.00 s", "1.00 s"]
+    assert [row[3] for row in rows] == ["1.00x", "2.00x", "4.00x"]
+    assert "4.00 times as fast as stock llama.cpp" in words(result)
+    assert report.as_json(result)["speedup_over_as_shipped"] == 4.0
+
+
+def test_the_spread_is_half_of_the_range_over_the_median(result: Result) -> None:
+    result.turbo.seconds = [0.8, 1.0, 1.25]  # 640, 512 and 409.6 tokens per second
+    assert cells(result)["TurboPrefill"][2] == "22%"
+    result.turbo.seconds = [1.0]
+    assert cells(result)["TurboPrefill"][2:5] == ["0%", "2.00x", "1"]
+
+
+@pytest.mark.parametrize("identical", [True, False])
+def test_the_demo_ends_with_1_if_the_bytes_differ(
+    result: Result, monkeypatch: pytest.MonkeyPatch, identical: bool
+) -> None:
+    if not identical:
+        result.turbo.states = {b"other"}
+    monkeypatch.setattr("turboprefill.cli.demo._measure", lambda _options: result)
+    done = CliRunner().invoke(app, ["demo", "--virtual", "2", "--no-picture"])
+    assert done.exit_code == (0 if identical else 1)
+    assert ("THE STATE DIFFERS" in done.output) is not identical
+
+
+@pytest.mark.parametrize("code", [0, 1, 3])
+def test_the_demo_ends_with_the_code_of_the_process_that_measures(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    commands: list[list[str]] = []
+
+    def run(n: int, command: Callable[[list[str]], list[str]]) -> int:
+        commands.append(command([f"127.0.0.1:{i}" for i in range(n)]))
+        return code
+
+    monkeypatch.setattr("turboprefill.demo.choices.needs_workers", lambda _options: True)
+    monkeypatch.setattr("turboprefill.demo.supervise.run_with_workers", run)
+    done = CliRunner().invoke(app, ["demo", "--workers", "3", "--n-prompt", "7", "--no-picture"])
+    assert done.exit_code == code
+    ((*_, ubatches, repeats, rpc, endpoints, picture),) = [command[-7:] for command in commands]
+    assert (rpc, endpoints, picture) == ("--rpc", "127.0.0.1:0,127.0.0.1:1,127.0.0.1:2", "--no-picture")
+    assert (ubatches, repeats) == ("--repeats", "3")
+    assert commands[0][commands[0].index("--n-prompt") + 1] == "7"
+
+
+def test_nothing_pipelined_is_no_success_and_no_speedup(result: Result) -> None:
+    shipped = dataclasses.replace(result.standard, name="stock llama.cpp", seconds=[3.0])
+    workload = dataclasses.replace(result.workload, shipped_ubatch=512)
+    turbo = dataclasses.replace(result.turbo, pipelined_ubatches=0, standard_ubatches=4, reason="[one] device")
+    nothing = dataclasses.replace(result, workload=workload, turbo=turbo, shipped=shipped)
+    text = words(nothing)
+    assert not nothing.pipelined
+    assert "NOTHING WAS PIPELINED: 4 of 4 ubatches took the standard path: [one] device." in text
+    assert "times as fast" not in text
+    assert "times the speed" not in text
+    assert not re.search(r"\d\.\d\dx", text)
+    assert "3.00 times as fast as stock llama.cpp" in words(dataclasses.replace(nothing, turbo=result.turbo))
+
+
+@pytest.mark.parametrize(
+    ("pipelined", "state", "code"), [(4, b"s", 0), (1, b"s", 0), (0, b"s", 1), (4, b"other", 1), (0, b"other", 1)]
+)
+def test_the_exit_code_needs_pipelined_ubatches_and_the_same_bytes(
+    result: Result, monkeypatch: pytest.MonkeyPatch, pipelined: int, state: bytes, code: int
+) -> None:
+    from turboprefill.demo import choices, measure
+
+    turbo = dataclasses.replace(result.turbo, pipelined_ubatches=pipelined, states={state})
+    measured = dataclasses.replace(result, turbo=turbo)
+    monkeypatch.setattr(choices, "needs_workers", lambda options: False)
+    monkeypatch.setattr(choices, "choose_workload", lambda options, note: measured.workload)
+    monkeypatch.setattr(measure, "run", lambda workload, note: measured)
+    done = CliRunner().invoke(app, ["demo", "--no-picture"])
+    assert done.exit_code == code, done.output
+    assert ("NOTHING WAS PIPELINED" in done.output) == (pipelined == 0)
+    assert ("STATE DIFFERS" in done.output) == (state != b"s")
 
 
 def test_a_slower_run_is_not_called_faster(result: Result) -> None:

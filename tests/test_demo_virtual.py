@@ -48,6 +48,18 @@ def test_the_demo_shows_virtual_devices(
     assert (tmp_path / "turboprefill-demo.png").stat().st_size > 0
 
 
+def test_a_prompt_of_one_ubatch_is_no_success(model_file, tmp_path: Path) -> None:
+    done = run(
+        tmp_path, "--virtual", "2", "--model", model_file(), "--n-prompt", 40, "--ubatch", 64, "--repeats", 1,
+        "--no-picture", "--json", "out.json",
+    )  # fmt: skip
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "NOTHING WAS PIPELINED: 1 of 1 ubatches took the standard path: the batch is a single ubatch" in said
+    assert "times as fast" not in said
+    assert json.loads((tmp_path / "out.json").read_text())["turbo"]["pipelined_ubatches"] == 0
+
+
 @pytest.mark.parametrize(("options", "name"), [([], "turboprefill-demo.html"), (["--png", "x.html"], "x.html")])
 def test_without_matplotlib_the_demo_draws_html(model_file, tmp_path: Path, options: list[str], name: str) -> None:
     program = "import sys; sys.modules['matplotlib'] = None; from turboprefill.cli import main; main()"

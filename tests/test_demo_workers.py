@@ -14,6 +14,7 @@ import pytest
 from processtree import running
 from turboprefill import native
 from turboprefill.demo import processes
+from turboprefill.demo import workers as workers_module
 from turboprefill.demo.workers import RpcWorkers, WorkerError
 
 
@@ -68,6 +69,23 @@ def test_a_dead_worker_is_reported_with_its_last_lines() -> None:
 def test_a_worker_that_cannot_start_is_reported_with_what_it_wrote(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match=r"did not start(?s:.*)\| no such device"):
         RpcWorkers(1, binary=program(tmp_path / "server", "echo no such device; exit 1"))
+
+
+def test_workers_that_have_started_end_if_another_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    pids: list[int] = []
+    start = workers_module._start_worker
+
+    def only_one(program: Path, threads: int) -> workers_module._Worker:
+        if pids:
+            raise KeyboardInterrupt
+        worker = start(program, threads)
+        pids.append(worker.process.pid)
+        return worker
+
+    monkeypatch.setattr(workers_module, "_start_worker", only_one)
+    with pytest.raises(KeyboardInterrupt):
+        RpcWorkers(2)
+    assert gone(pids)
 
 
 def test_the_server_is_looked_for_beside_the_native_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

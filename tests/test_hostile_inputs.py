@@ -166,3 +166,11 @@ def test_a_state_with_a_strange_header_and_a_right_checksum_is_refused(context, 
     for body in (prefix, pack_header({})[:8] + struct.pack("<I", 2**32 - 1) + header):
         with pytest.raises(tp.StateError):
             context.load_state(body + struct.pack("=I", zlib.crc32(body)))
+
+
+def test_a_state_of_another_format_with_a_right_checksum_is_refused(context) -> None:
+    context.decode_batch([1, 2, 3])
+    body = b"TPSTATE2" + context.state()[8:-4]
+    with pytest.raises(tp.StateError, match=rf"these {len(body) + 4} bytes are not a saved state"):
+        context.load_state(body + struct.pack("=I", zlib.crc32(body)))
+    assert context.memory.seq_pos_max() == 2

@@ -26,6 +26,7 @@ def test_a_damaged_file_is_refused_by_name_or_harmless(model_file) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     outcomes = json.loads(done.stdout)
     assert outcomes["unchanged"] == "loaded"
+    assert len(outcomes) == 106  # as docs/robustness.md says
     allowed = {"loaded", "ModelLoadError", "ContextCreationError", "InvalidInputError"}
     assert {name: outcome for name, outcome in outcomes.items() if outcome not in allowed} == {}
     assert Counter(outcomes.values())["ModelLoadError"] > len(outcomes) / 2

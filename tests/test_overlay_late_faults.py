@@ -71,6 +71,18 @@ def test_results_before_a_fault_stay(model: Model) -> None:
             context.synchronize()
 
 
+@pytest.mark.parametrize("wait", ["synchronize", "state", "logits"])
+def test_nothing_is_left_of_the_outputs_when_a_fault_is_known(model: Model, wait: str) -> None:
+    with model.context(**SETTINGS) as context:
+        pipeline_once(context, PROMPT, N_UBATCHES)
+        fail(N_UBATCHES)
+        context.decode_batch(PROMPT)
+        with pytest.raises(FatalDecodeError):
+            getattr(context, wait)()
+        assert context.logits().shape == (0, model.n_vocab)
+        assert context.stats().n_ubatches_pipelined > 0
+
+
 def test_ctrl_c_is_answered_between_ubatches(model: Model) -> None:
     prompt = tokens(30 * N_UBATCH)
     with model.context(**{**SETTINGS, "turboprefill": False}) as context:

@@ -152,6 +152,12 @@ def test_options_that_make_no_sense(options: tuple[str, ...]) -> None:
     assert done.exit_code == 2, done.output
 
 
+@pytest.mark.parametrize(("size", "code"), [("0", 2), ("-1", 2), ("1", 0), ("65536", 0), ("65537", 2), ("1.5", 2)])
+@pytest.mark.parametrize("command", ["plan", "simulate"])
+def test_ubatches_have_1_to_65536_tokens(command: str, size: str, code: int) -> None:
+    assert run(command, "tiny", "--devices", "2xH200", "--n-ubatch", size).exit_code == code
+
+
 @pytest.mark.parametrize("command", [("plan",), ("simulate", "--sweep", "gpus")], ids=lambda parts: parts[0])
 def test_a_picture_without_matplotlib_is_refused_before_any_work(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

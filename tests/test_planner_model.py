@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from turboprefill import Model, synth
-from turboprefill.planner import DeviceSpec, Needs, PlanError, make_plan, read_facts
+from turboprefill.planner import Cost, DeviceSpec, ModelFacts, Needs, PlanError, make_plan, memory, read_facts
+from turboprefill.planner.cost import layer_cost
+from turboprefill.planner.facts import Layer
 from turboprefill.planner.gguf_facts import facts_of
 from turboprefill.planner.presets import preset_facts
 from turboprefill.synth import archs
@@ -97,6 +100,82 @@ def test_a_plan_holds_where_llama_cpp_puts_things(
         # an estimate that is never too low, nor far too high
         assert max(found[stage.device, "compute"]) <= stage.buffers / 2**20
         assert stage.buffers / 2**20 <= 2.5 * max(found[stage.device, "compute"]) + 1
+
+
+ATTENTION = Layer("attention", 1000, 900, 5000.0, key_flops=7.0, k_values=128, v_values=64)
+WINDOW = replace(ATTENTION, kind="window", window=64)
+HYBRID = replace(ATTENTION, kind="hybrid")
+RECURRENT = Layer("recurrent", 1000, 900, 5000.0, state_values=300)
+
+
+@pytest.mark.parametrize(
+    ("layer", "needs", "expected"),
+    [
+        (ATTENTION, Needs(4096), 4096 * (128 + 64) * 2),
+        (ATTENTION, Needs(4000), 4096 * (128 + 64) * 2),  # cells are rounded up
+        (ATTENTION, Needs(3000, n_seq_max=3), 3 * 1024 * (128 + 64) * 2),  # for each sequence
+        (ATTENTION, Needs(4096, swa_full=False), 4096 * (128 + 64) * 2),
+        (WINDOW, Needs(4096), 4096 * (128 + 64) * 2),
+        (WINDOW, Needs(4096, 64, swa_full=False), 256 * (128 + 64) * 2),  # the window and a ubatch
+        (WINDOW, Needs(4096, 512, swa_full=False), 768 * (128 + 64) * 2),
+        (WINDOW, Needs(512, 512, swa_full=False), 512 * (128 + 64) * 2),  # no more than the context
+        (ATTENTION, Needs(256, type_k="q8_0"), 256 * (128 * 34 // 32 + 64 * 2)),
+        (ATTENTION, Needs(256, type_v="q8_0"), 256 * (128 * 2 + 64 * 34 // 32)),
+        (RECURRENT, Needs(4096), 0),
+    ],
+)
+def test_bytes_of_the_kv_cache(layer: Layer, needs: Needs, expected: int) -> None:
+    assert memory.kv_bytes(layer, needs) == expected
+
+
+def test_bytes_of_states_are_those_of_all_sequences() -> None:
+    assert memory.state_bytes(RECURRENT, Needs(n_seq_max=3)) == 3 * 300 * 4
+    assert memory.state_bytes(ATTENTION, Needs(n_seq_max=3)) == 0
+
+
+def facts_with(*layers: Layer) -> ModelFacts:
+    return ModelFacts("m", "llama", layers, 50, 70, n_embd=10, n_ff=20, n_head=3, n_vocab=100, n_ctx_train=0, n_inner=5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "masks"),
+    [
+        ([ATTENTION], 1),
+        ([WINDOW], 1),
+        ([ATTENTION, WINDOW], 2),
+        ([RECURRENT], 0),
+        ([replace(WINDOW, kind="hybrid")], 1),
+    ],
+)
+def test_bytes_of_buffers(layers: list[Layer], masks: int) -> None:
+    """For ubatches of 32 tokens and 1,024 cells."""
+    facts, needs = facts_with(*layers), Needs(1000, 32)
+    activations = 32 * 4 * (6 * 10 + 3 * 20 + 16 * 5)
+    boundary = 32 * 4 * 10
+    mask = 32 * 1024 * 2
+    # four copies of what a graph gets: embeddings and masks; and two boundaries that are on their way
+    expected = activations + 4 * (boundary + masks * mask) + 2 * boundary
+    assert memory.compute_bytes(facts, needs) == expected
+    # without flash attention there are scores of each head, and masks have twice as many bytes
+    scores = 32 * 1024 * 4 * 3
+    assert memory.compute_bytes(facts, replace(needs, flash_attn=False)) == expected + scores + 4 * masks * mask
+    assert memory.compute_bytes(facts, Needs(2000, 32, n_seq_max=2)) == expected  # cells of one sequence
+
+
+def test_bytes_of_units_are_those_of_layers_and_of_the_output() -> None:
+    facts, needs = facts_with(ATTENTION, RECURRENT), Needs(256, 32, n_seq_max=1)
+    assert memory.unit_bytes(facts, needs) == [1000 + 256 * 192 * 2, 1000 + 300 * 4, 70 + 32 * 100 * 4]
+    assert facts.weight_bytes == 1000 + 1000 + 70  # what only the host holds does not count
+
+
+def test_a_layer_that_prompts_do_not_go_through_takes_no_time(model_file) -> None:
+    """The last one of a model with multi-token prediction: it has weights and room in the cache, and no work."""
+    facts = read_facts(model_file("mtp-tiny"))
+    rates = DeviceSpec("a", None).rates
+    assert facts.layers[-1].weight_bytes > 0
+    assert layer_cost(facts.layers[-1], replace(rates, per_layer=1.0)) == Cost()
+    assert layer_cost(facts.layers[-2], rates).seconds(32, 0) > 0
+    assert memory.kv_bytes(facts.layers[-1], Needs()) > 0
 
 
 def test_a_planned_model_computes_the_same_bits_as_any_split(virtual_names, model_file) -> None:

@@ -28,7 +28,9 @@ def lib(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("name", ["scripts/demo", "scripts/test", "scripts/random_tests", "scripts/lint", ".ci/run"])
+@pytest.mark.parametrize(
+    "name", ["scripts/demo", "scripts/test", "scripts/random_tests", "scripts/mutants", "scripts/lint", ".ci/run"]
+)
 def test_a_script_is_executable_strict_bash(name: str) -> None:
     path = ROOT / name
     assert os.access(path, os.X_OK)
@@ -88,7 +90,7 @@ def test_stopping_a_script_stops_what_it_waits_for(tmp_path: Path) -> None:
 def test_a_suite_needs_no_native_module_in_the_source_tree(program: str, tmp_path: Path) -> None:
     """They run on the source tree; the native module is only in the installed package."""
     shutil.copytree(ROOT / "src/turboprefill", tmp_path / "turboprefill", ignore=shutil.ignore_patterns("*.so", "lib"))
-    path = os.pathsep.join(map(str, (tmp_path, ROOT / "tests", ROOT / "tests/helpers")))
+    path = os.pathsep.join(map(str, (tmp_path, ROOT / "tests", ROOT / "tests/helpers", ROOT / "benchmarks/server")))
     done = subprocess.run(
         [sys.executable, "-m", program, "--help"],
         env={**os.environ, "PYTHONPATH": path},

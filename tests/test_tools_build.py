@@ -183,3 +183,17 @@ def test_ctrl_c_during_a_build_ends_with_130(tree: Path, tmp_path: Path) -> None
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
     assert not running({int(pid_file.read_text())})
+
+
+@pytest.mark.parametrize(
+    ("memory", "cuda", "n"),
+    [((64 << 30, 5 << 30), False, 5), ((64 << 30, 7 << 30), True, 2), ((1 << 30, 1 << 20), True, 1), (None, False, 4)],
+)
+def test_there_are_no_more_compilers_than_memory_for_them(
+    monkeypatch: pytest.MonkeyPatch, memory: tuple[int, int] | None, cuda: bool, n: int
+) -> None:
+    monkeypatch.setattr(builder, "memory_bytes", lambda: memory)
+    monkeypatch.setattr(builder.os, "sched_getaffinity", lambda _: set(range(96)))
+    assert builder._jobs(cuda) == n
+    monkeypatch.setattr(builder.os, "sched_getaffinity", lambda _: {0})
+    assert builder._jobs(cuda) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from toytree import CONTEXT, FILES, HOOKED, HOOKS, OWN, make_overlay, make_pins, make_tree, snapshot
 from turboprefill.tools import patcher
 from turboprefill.tools.errors import RefusedError
+from turboprefill.tools.hooktext import Hook, insert, parse
 from turboprefill.tools.overlay import Overlay
 from turboprefill.tools.pins import Pins
 
@@ -135,6 +137,25 @@ def test_a_line_goes_in_and_out_again_whatever_the_line_ends(
     assert snapshot(tree) == before
 
 
+def test_there_is_nothing_to_say_about_the_version_that_is_tested(tree: Path, overlay: Overlay) -> None:
+    assert install(tree, overlay).notes == ()
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_of_several_known_versions_the_one_that_fits_is_found(tree: Path, overlay: Overlay, newest_first: bool) -> None:
+    other = replace(PINS.default, name="b2", commit="2" * 40, files={**PINS.default.files, HOOKED[1]: "0" * 64})
+    bases = (other, PINS.default) if newest_first else (PINS.default, other)
+    found = patcher.status(tree, overlay=overlay, pins=Pins(PINS.repository, other, bases))
+    assert (found.match.base, found.match.known, found.state) == (PINS.default, PINS.default, "pristine")
+
+
+def test_a_version_with_edits_is_not_exactly_that_version(tree: Path, overlay: Overlay) -> None:
+    exact = [patcher.status(tree, overlay=overlay, pins=PINS).as_json(overlay)["base"]["exact"]]
+    (tree / HOOKED[1]).write_bytes(CONTEXT + b"// mine\n")
+    exact.append(patcher.status(tree, overlay=overlay, pins=PINS).as_json(overlay)["base"]["exact"])
+    assert exact == [True, False]
+
+
 def test_a_tree_with_crlf_line_ends_is_still_a_known_base(tmp_path: Path, overlay: Overlay) -> None:
     tree = make_tree(tmp_path / "crlf", {name: data.replace(b"\n", b"\r\n") for name, data in FILES.items()})
     assert state(tree, overlay) == "pristine"
@@ -164,6 +185,7 @@ class TestAnchorsThatDoNotFit:
         assert "most similar is line 2: `llama-contexts.cc`" in text
         assert "`// the ubatch loop`, found 2: lines 4, 7" in text
         assert "ggml/src/ggml-backend.cpp: no such file" in text
+        assert text.count("ggml/src/ggml-backend.cpp") == 1
 
     def test_nothing_is_changed(self, tree: Path, overlay: Overlay) -> None:
         before = snapshot(tree)
@@ -335,7 +357,12 @@ def test_something_that_is_not_llama_cpp_is_refused(tmp_path: Path, overlay: Ove
         path.touch()
     elif make == "other folder":
         path.mkdir()
-    with pytest.raises(RefusedError, match=r"checkout"):
+    said = {
+        "nothing": "does not exist",
+        "file": "is a file",
+        "other folder": r"is not a llama\.cpp tree: CMakeLists\.txt",
+    }
+    with pytest.raises(RefusedError, match=rf"{said[make]}.*turboprefill checkout"):
         install(path, overlay)
 
 
@@ -426,6 +453,125 @@ def test_an_optional_hook_goes_in_where_its_file_is(tree: Path, tmp_path: Path) 
     assert "    c(); // turboprefill\n    return 0;" in (tree / HOOKED[1]).read_text()
     uninstall(tree, overlay)
     assert snapshot(tree) == before
+
+
+def test_the_diff_without_full_has_no_files_of_our_own(tree: Path, overlay: Overlay) -> None:
+    for _ in range(2):  # before installing and after
+        lines = list(patcher.diff(tree, overlay=overlay, pins=PINS))
+        assert {line.partition(" b/")[2] for line in lines if line.startswith("+++ ")} == set(HOOKED)
+        install(tree, overlay)
+
+
+def test_a_patch_of_files_without_a_newline_at_their_end_can_be_applied(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree", {name: data.removesuffix(b"\n") for name, data in FILES.items()})
+    overlay = make_overlay(tmp_path / "overlay", hooks=[*HOOKS[:1], {**HOOKS[2], "anchor": "}", "where": "after"}])
+    fresh = shutil.copytree(tree, tree.with_name("fresh"))
+    lines = list(patcher.diff(tree, full=True, overlay=overlay, pins=PINS))
+    # of both sides of the last line, which moved up; and of the last line of another file, which is only shown
+    assert lines.count("\\ No newline at end of file") == 3
+    install(tree, overlay)
+    patch = tree.with_name("all.patch")
+    patch.write_text("".join(f"{line}\n" for line in lines))
+    git(fresh, "init", "-q")
+    git(fresh, "apply", str(patch))
+    assert {name: data for name, (data, _) in snapshot(fresh).items()} == {
+        name: data for name, (data, _) in snapshot(tree).items()
+    }
+
+
+def test_own_files_to_which_git_gave_other_line_ends_are_up_to_date(tree: Path, overlay: Overlay) -> None:
+    install(tree, overlay)
+    for name in OWN:
+        (tree / name).write_bytes((tree / name).read_bytes().replace(b"\n", b"\r\n"))
+    assert patcher.status(tree, overlay=overlay, pins=PINS).up_to_date
+    assert install(tree, overlay).changes == {}
+
+
+class TestNotesOfUninstalling:
+    """ "Checked against llama.cpp's own version" is claimed only of what was."""
+
+    def notes(self, tree: Path, overlay: Overlay, pins: Pins) -> str:
+        return " ".join(patcher.uninstall(tree, overlay=overlay, pins=pins).notes)
+
+    def test_nothing_is_claimed_of_an_unknown_version_without_git(self, tree: Path, overlay: Overlay) -> None:
+        for name in HOOKED:
+            (tree / name).write_bytes(FILES[name] + b"\n")
+        install(tree, overlay)
+        assert self.notes(tree, overlay, PINS) == ""
+
+    def test_nothing_is_claimed_if_one_file_could_not_be_checked(self, tree: Path, overlay: Overlay) -> None:
+        base = replace(PINS.default, files={name: PINS.default.files[name] for name in HOOKED[:2]})
+        install(tree, overlay)
+        assert self.notes(tree, overlay, Pins(PINS.repository, base, (base,))) == ""
+
+    def test_git_knows_the_files_of_an_unknown_version(self, tree: Path, overlay: Overlay) -> None:
+        for name in HOOKED:
+            (tree / name).write_bytes(FILES[name] + b"\n")
+        commit_all(tree)
+        install(tree, overlay)
+        assert "checked against" in self.notes(tree, overlay, PINS)
+
+    def test_edits_that_only_git_can_tell_are_named(self, tree: Path, overlay: Overlay) -> None:
+        for name in HOOKED:
+            (tree / name).write_bytes(FILES[name] + b"\n")
+        commit_all(tree)
+        (tree / HOOKED[1]).write_bytes(CONTEXT + b"// mine\n")
+        install(tree, overlay, force=True)
+        notes = self.notes(tree, overlay, PINS)
+        assert f"edits that are not TurboPrefill's were kept: {HOOKED[1]}." in notes
+        assert "checked against" not in notes
+
+
+def file_states(tree: Path, overlay: Overlay) -> dict[str, str]:
+    return {file.path: file.state for file in patcher.status(tree, overlay=overlay, pins=PINS).files}
+
+
+def test_a_line_of_ours_that_is_missing_is_not_one_too_many(tree: Path, overlay: Overlay) -> None:
+    (tree / HOOKED[2]).write_bytes(b"")
+    install(tree, overlay, force=True)
+    path = tree / HOOKED[1]
+    path.write_text(path.read_text().replace("    a(); // turboprefill\n", ""))
+    path = tree / HOOKED[2]
+    path.write_text(path.read_text() * 2)
+    states = file_states(tree, overlay)
+    assert (states[HOOKED[1]], states[HOOKED[2]]) == ("incomplete", "other lines")
+
+
+@pytest.mark.parametrize("command", [install, uninstall, state], ids=["install", "uninstall", "status"])
+@pytest.mark.parametrize("name", ["src/turboprefill-old.cpp", "include/llama.h"], ids=["own", "hooked"])
+def test_a_leftover_behind_a_link_out_of_the_tree_is_refused(tree: Path, tmp_path: Path, name: str, command) -> None:  # type: ignore[no-untyped-def]
+    """A file that only an older overlay had: found by what is in it, wherever that is."""
+    hook = {"file": "include/llama.h", "anchor": "#pragma once", "where": "after", "lines": ["old();"], "why": "w"}
+    own = {"include/turboprefill.h": OWN["include/turboprefill.h"], "src/turboprefill-old.cpp": "int old;\n"}
+    install(tree, make_overlay(tmp_path / "older", "0.9.0", hooks=[hook], own=own))
+    outside = tmp_path / "elsewhere.cpp"
+    (tree / name).rename(outside)
+    (tree / name).symlink_to(outside)
+    before = outside.read_bytes()
+    with pytest.raises(RefusedError, match="leads out of the tree"):
+        command(tree, make_overlay(tmp_path / "newer"))
+    assert outside.read_bytes() == before
+    assert (tree / name).is_symlink()
+
+
+def test_a_line_goes_into_an_empty_file_and_out_again(tree: Path, tmp_path: Path) -> None:
+    (tree / HOOKED[2]).write_bytes(b"")
+    overlay = make_overlay(tmp_path / "overlay")
+    install(tree, overlay, force=True)
+    assert (tree / HOOKED[2]).read_bytes() == b'#include "turboprefill.inc" // turboprefill\n'
+    uninstall(tree, overlay)
+    assert (tree / HOOKED[2]).read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("line", "nearest"),
+    [("    llama-contexts.cc", 2), ("    context", 2), ("    llama-hparams.c", None), ("    xyz", None)],
+)
+def test_only_a_line_that_is_rather_similar_is_named(line: str, nearest: int | None) -> None:
+    hook = Hook("src/CMakeLists.txt", "llama-context.cpp", "after", ("x",), "w")
+    (failure,) = insert(parse(f"(\n{line}\n)\n".encode()), [hook], hook.file)[1]
+    assert failure.nearest == (nearest and (nearest, line))
+    assert ("most similar is line 2" in str(failure)) == bool(nearest)
 
 
 def test_status_as_json_has_exactly_these_keys(tree: Path, overlay: Overlay) -> None:

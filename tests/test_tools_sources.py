@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import http.server
 import io
+import os
+import stat
 import subprocess
 import tarfile
 import threading
@@ -18,6 +21,7 @@ import pytest
 
 from toytree import FILES, HOOKED, make_pins, make_tree, snapshot
 from turboprefill.tools import gitrepo, sources
+from turboprefill.tools.archives import extract_tree
 from turboprefill.tools.download import fetch_sdist
 from turboprefill.tools.errors import DownloadError, RefusedError, ToolError
 from turboprefill.tools.pins import Pins, Sdist
@@ -57,15 +61,26 @@ class Index:
         self.archive = sdist_bytes()
         self.promised_length: int | None = None
         self.as_json = False
+        self.archive_path = f"/files/{NAME}"
         self.requests: list[str] = []
+        self.failures = 0  # requests that are answered with "503 Service Unavailable", as long as there are some
+        self.moved_to = ""  # where the page of the project is instead
         index = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 index.requests.append(self.path)
-                if self.path == "/simple/toy-llama/":
+                if index.failures:
+                    index.failures -= 1
+                    self.send_error(503)
+                elif index.moved_to and self.path == "/simple/toy-llama/":
+                    self.send_response(301)
+                    self.send_header("Location", index.moved_to)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                elif self.path in ("/simple/toy-llama/", index.moved_to):
                     self.page()
-                elif self.path == f"/files/{NAME}":
+                elif self.path == index.archive_path:
                     self.send("application/octet-stream", index.archive, index.promised_length)
                 else:
                     self.send_error(404)
@@ -179,6 +194,18 @@ def test_a_damaged_archive_in_the_cache_is_replaced(index: Index, pins: Pins, de
     assert (tmp_path / "cache/downloads" / NAME).read_bytes() == index.archive
 
 
+def test_a_server_that_is_busy_for_a_moment_is_asked_again(index: Index, pins: Pins, dest: Path) -> None:
+    index.failures = 1
+    assert checkout(dest, source="pypi", pins=pins).base == pins.default
+    assert index.requests[:2] == ["/simple/toy-llama/"] * 2
+
+
+def test_links_are_relative_to_where_the_page_has_moved(index: Index, pins: Pins, dest: Path) -> None:
+    index.moved_to = "/root/pypi/+simple/toy-llama"  # "../../files" is in another place from here
+    index.archive_path = f"/root/files/{NAME}"
+    assert checkout(dest, source="pypi", pins=pins).base == pins.default
+
+
 class TestBadDownloads:
     def check(self, pins: Pins, dest: Path, tmp_path: Path, message: str) -> None:
         with pytest.raises(DownloadError, match=message) as error:
@@ -249,6 +276,22 @@ def test_auto_falls_through_to_the_index_and_says_so(index: Index, pins: Pins, d
     done = checkout(dest, pins=pins, progress=notes)
     assert done.source == NAME
     assert any(UNREACHABLE in note and "package index instead" in note for note in notes.heard)
+
+
+def test_what_git_left_is_not_in_the_tree_that_the_index_delivers(
+    index: Index, pins: Pins, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(url: str, wanted: str, folder: Path, progress: Silent) -> str:
+        (folder / ".git").mkdir()
+        (folder / "half.txt").write_text("half")
+        (folder / "link").symlink_to(folder.parent)
+        raise DownloadError("the connection was lost")
+
+    monkeypatch.setattr(gitrepo, "fetch_commit", half)
+    checkout(dest, pins=pins)
+    assert {name: data for name, (data, _) in snapshot(dest).items()} == FILES
+    assert not (dest / "link").is_symlink()
+    assert git(dest, "status", "--porcelain", "--ignored") == ""
 
 
 def test_when_no_source_delivers_each_reason_is_given(
@@ -414,6 +457,31 @@ class TestReplacing:
         assert snapshot(dest) == before
         assert list(dest.parent.iterdir()) == [dest]
 
+    def test_it_stays_unless_that_is_asked_for(self, index: Index, pins: Pins, dest: Path) -> None:
+        newer = self.older(pins, dest)
+        before = snapshot(dest)
+        with pytest.raises(RefusedError, match=f"{dest} holds b1 .*, not b2"):
+            checkout(dest, source="pypi", pins=newer)
+        assert snapshot(dest) == before
+
+    @pytest.mark.parametrize("at", ["old", "new"])
+    def test_it_comes_back_if_the_new_one_cannot_take_its_place(
+        self, index: Index, pins: Pins, dest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+    ) -> None:
+        newer = self.older(pins, dest)
+        before = snapshot(dest)
+        source = make_tree(tmp_path / "source", {**FILES, "new.txt": b""})
+
+        def refuse(*_arguments: object) -> None:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename" if at == "old" else "replace", refuse)
+            with pytest.raises(ToolError, match=f"cannot move the finished tree to {dest}: Device or resource busy"):
+                checkout(dest, source=str(source), replace=True, pins=newer)
+        assert snapshot(dest) == before
+        assert list(dest.parent.iterdir()) == [dest]
+
     def test_a_repository_of_somebody_else_stays(self, pins: Pins, dest: Path) -> None:
         repository(dest)
         (dest / HOOKED[0]).write_bytes(b"mine")
@@ -445,6 +513,7 @@ class TestLocalArchives:
             ({"../evil.txt": b""}, {}, "leads out of the destination"),
             ({"/tmp/evil.txt": b""}, {}, "leads out of the destination"),  # noqa: S108
             ({"src/../../evil.txt": b""}, {}, "leads out of the destination"),
+            ({"src\\evil.txt": b""}, {}, "leads out of the destination"),  # a separator on some systems
             ({}, {"src/evil": "../../.."}, "link src/evil leads out of the tree"),
             ({}, {"src/evil": "/etc/passwd"}, "link src/evil leads out of the tree"),
             ({}, {"up": "src/..", "src/evil": "../up/.."}, "leads out of the tree"),
@@ -475,6 +544,53 @@ class TestLocalArchives:
         with pytest.raises(ToolError, match="neither a file"):
             checkout(dest, source=str(tmp_path / "evil.tar"), pins=pins)
 
+    @pytest.mark.parametrize("kind", ["tar", "zip"])
+    def test_programs_stay_programs_and_nothing_else_is_kept_of_a_mode(
+        self, pins: Pins, dest: Path, tmp_path: Path, kind: str
+    ) -> None:
+        modes = {"run.sh": 0o4775, "group.sh": 0o070, "data.bin": 0o666}
+        archive = tmp_path / f"a.{kind}"
+        if kind == "zip":
+            with zipfile.ZipFile(archive, "w") as bundle:
+                for name, mode in {**dict.fromkeys(FILES, 0o644), **modes}.items():
+                    entry = zipfile.ZipInfo(name)
+                    entry.external_attr = (stat.S_IFREG | mode) << 16
+                    bundle.writestr(entry, FILES.get(name, b""))
+        else:
+            with tarfile.open(archive, "w") as tar:
+                for name, mode in {**dict.fromkeys(FILES, 0o644), **modes}.items():
+                    info = tarfile.TarInfo(name)
+                    info.size, info.mode = len(FILES.get(name, b"")), mode
+                    tar.addfile(info, io.BytesIO(FILES.get(name, b"")))
+        checkout(dest, source=str(archive), pins=pins)
+        found = {name: stat.S_IMODE((dest / name).stat().st_mode) for name in modes}
+        assert found == {"run.sh": 0o755, "group.sh": 0o644, "data.bin": 0o644}
+
+    @pytest.mark.parametrize(("target", "leads_out"), [("../include/llama.h", False), ("../../../etc/passwd", True)])
+    def test_links_of_a_zip_are_links(
+        self, pins: Pins, dest: Path, tmp_path: Path, target: str, leads_out: bool
+    ) -> None:
+        archive = tmp_path / "a.zip"
+        with zipfile.ZipFile(archive, "w") as bundle:
+            for name, data in FILES.items():
+                bundle.writestr(name, data)
+            link = zipfile.ZipInfo("src/link.h")
+            link.external_attr = (stat.S_IFLNK | 0o777) << 16
+            bundle.writestr(link, target)
+        if leads_out:
+            with pytest.raises(ToolError, match=r"link src/link\.h leads out of the tree"):
+                checkout(dest, source=str(archive), pins=pins)
+            assert_nothing_left(dest)
+        else:
+            checkout(dest, source=str(archive), pins=pins)
+            assert (dest / "src/link.h").readlink() == Path(target)
+
+    def test_an_archive_with_nothing_where_the_tree_should_be_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "a.tar.gz").write_bytes(sdist_bytes())
+        (tmp_path / "dest").mkdir()
+        with pytest.raises(ToolError, match=r"a\.tar\.gz has no files below 'vendor/other'"):
+            extract_tree(tmp_path / "a.tar.gz", tmp_path / "dest", "vendor/other", lambda *_: None)
+
     def test_links_inside_the_tree_are_kept(self, pins: Pins, dest: Path, tmp_path: Path) -> None:
         (tmp_path / "a.tar.gz").write_bytes(tar_with(FILES, {"src/link.h": "../include/llama.h"}))
         checkout(dest, source=str(tmp_path / "a.tar.gz"), pins=pins)
@@ -486,6 +602,21 @@ class TestLocalArchives:
         with pytest.raises(ToolError, match=r"a\.tar\.gz"):
             checkout(dest, source=str(tmp_path / "a.tar.gz"), pins=pins)
         assert_nothing_left(dest)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077], ids=oct)
+def test_a_checkout_can_be_read_by_those_whom_the_mask_allows(
+    pins: Pins, dest: Path, tmp_path: Path, mask: int
+) -> None:
+    source = tmp_path / "source.tar.gz"
+    source.write_bytes(sdist_bytes())
+    before = os.umask(mask)
+    try:
+        checkout(dest, source=str(source), pins=pins)
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert dest.stat().st_mode & 0o777 == 0o777 & ~mask
 
 
 def test_a_local_tree_is_copied_without_its_builds(pins: Pins, dest: Path, tmp_path: Path) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from toytree import HOOKED, make_overlay, make_pins, make_tree, snapshot
+from toytree import HOOKED, OWN, make_overlay, make_pins, make_tree, snapshot
 from turboprefill.tools import patcher
 from turboprefill.tools.errors import RefusedError
 from turboprefill.tools.transaction import Transaction, transaction
@@ -162,3 +164,127 @@ with transaction(tree) as files:
         process.send_signal(number)
         assert process.wait(20) != 0
     assert snapshot(tree) == before
+
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+class SignalError(Exception):
+    pass
+
+
+def interrupt(*_arguments: object) -> None:
+    raise SignalError
+
+
+@pytest.fixture
+def interrupting() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise an exception, as in the command line; one that does not end the tests."""
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def interrupted(real: Callable[..., None], number: signal.Signals) -> Callable[..., None]:
+    """``real``, before which this process gets a signal."""
+
+    def wrapper(*arguments: object, **options: object) -> None:
+        os.kill(os.getpid(), number)
+        real(*arguments, **options)
+
+    return wrapper
+
+
+@pytest.mark.usefixtures("interrupting")
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+class TestSignals:
+    def test_while_everything_is_put_back_change_nothing(
+        self, tree: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    ) -> None:
+        before = snapshot(tree)
+        monkeypatch.setattr(Transaction, "rollback", interrupted(Transaction.rollback, number))
+
+        def change_and_fail() -> None:
+            with transaction(tree) as files:
+                files.write(tree / HOOKED[0], b"other")
+                raise ValueError("stop")
+
+        with pytest.raises(ValueError, match="stop"):
+            change_and_fail()
+        assert snapshot(tree) == before
+        assert signal.getsignal(number) is interrupt
+
+    def test_while_the_copies_are_cleared_away_change_nothing(
+        self, tree: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    ) -> None:
+        with transaction(tree) as files:
+            files.write(tree / HOOKED[0], b"other")
+            monkeypatch.setattr("turboprefill.tools.transaction.shutil.rmtree", interrupted(shutil.rmtree, number))
+        monkeypatch.undo()
+        assert (tree / HOOKED[0]).read_bytes() == b"other"
+        assert list(tree.glob(".turboprefill*")) == []
+        assert signal.getsignal(number) is interrupt
+
+
+def test_a_thread_can_change_a_tree_too(tree: Path, tmp_path: Path) -> None:
+    overlay = make_overlay(tmp_path / "overlay")
+    thread = threading.Thread(target=patcher.install, args=(tree,), kwargs={"overlay": overlay, "pins": PINS})
+    thread.start()
+    thread.join()
+    assert patcher.status(tree, overlay=overlay, pins=PINS).up_to_date
+    assert list(tree.glob(".turboprefill*")) == []
+
+
+def test_a_transaction_in_another_one_is_refused(tree: Path) -> None:
+    with transaction(tree), pytest.raises(RefusedError, match="another turboprefill command"), transaction(tree):
+        pass
+
+
+def test_a_file_that_was_written_twice_gets_its_first_content_back(tree: Path) -> None:
+    before = snapshot(tree)
+
+    def change_and_fail() -> None:
+        with transaction(tree) as files:
+            for data in (b"one", b"two"):
+                files.write(tree / HOOKED[0], data)
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        change_and_fail()
+    assert snapshot(tree) == before
+
+
+@pytest.mark.parametrize("at", range(1, N_FILES + 1))
+def test_a_disk_that_is_full_before_a_file_is_in_place_restores_every_byte(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    overlay = make_overlay(tmp_path / "overlay")
+    before = snapshot(tree)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("turboprefill.tools.transaction.os.fsync", failing(os.fsync, at, full, late=False))
+    with pytest.raises(RefusedError, match="No space left on device"):
+        patcher.install(tree, overlay=overlay, pins=PINS)
+    assert snapshot(tree) == before
+    assert not (tree / "ggml/src/turboprefill").exists()
+
+
+def test_every_file_is_on_the_disk_before_it_takes_its_place(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(
+        "turboprefill.tools.transaction.os.fsync", lambda number: sizes.append(os.fstat(number).st_size)
+    )
+    patcher.install(tree, overlay=make_overlay(tmp_path / "overlay"), pins=PINS)
+    assert len(sizes) == N_FILES
+    assert min(sizes) > 0  # what Python still held back would not be there
+
+
+def test_new_files_can_be_read_by_everybody_whatever_the_mask(tree: Path, tmp_path: Path) -> None:
+    mask = os.umask(0o077)
+    try:
+        patcher.install(tree, overlay=make_overlay(tmp_path / "overlay"), pins=PINS)
+    finally:
+        os.umask(mask)
+    assert {(tree / name).stat().st_mode & 0o777 for name in OWN} == {0o644}

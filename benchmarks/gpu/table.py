@@ -8,25 +8,42 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from arms import ARMS
 from results import Record, check, efficiency, find
 
 _UNTIMED = "correctness"
 
 
 def render(document: dict[str, Any]) -> str:
-    """Markdown: the machine, speeds, memory, and what the comparison of the results says."""
+    """Markdown: the machine, every case by arm, ratios and spread, memory, and whether the arms' results agree."""
     records, config = document["results"], document["config"]
     title = (
         f"{config['n_devices']}x {config['device_name']}, llama.cpp {config['base']}, "
         f"TurboPrefill {config['overlay_version']} ({config['turboprefill_commit'] or 'commit unknown'})"
     )
-    parts = [title, _speeds(records, config["n_devices"])]
+    parts = [title, _overview(records), _speeds(records, config["n_devices"])]
     if "memory" in config["steps"] and config["devices"] == "cuda":
         parts.append(_memory(records))
     parts.append("\n".join(f"- {text}" for text, _ in check(records)))
     if document["notes"]:
         parts.append("\n".join(f"- {note}" for note in document["notes"]))
     return "\n\n".join(parts) + "\n"
+
+
+def _overview(records: list[Record]) -> str:
+    """Tokens per second of every case, one column for each arm; an arm that did not run a case has an empty cell."""
+    measured = list(dict.fromkeys(record["arm"] for record in records))
+    arms = sorted(measured, key=lambda arm: [*ARMS, *measured].index(arm))
+    rows = []
+    for case in dict.fromkeys(record["case"] for record in records):
+        found = [find(records, case, arm) for arm in arms]
+        once = " (first prompt, 1 sample)" if any(r and r["step"] == _UNTIMED for r in found) else ""
+        rows.append((case + once, *(_speed(r["median_ts"]) if r else "" for r in found)))
+    return _markdown(("case, tok/s", *arms), rows, n_left=1)
+
+
+def _speed(tokens_per_second: float) -> str:
+    return f"{tokens_per_second:,.0f}" if tokens_per_second >= 100 else f"{tokens_per_second:,.1f}"
 
 
 def _speeds(records: list[Record], stages: int) -> str:
@@ -42,7 +59,7 @@ def _speeds(records: list[Record], stages: int) -> str:
             (
                 record["case"],
                 record["arm"],
-                f"{median:,.0f}" if median >= 100 else f"{median:,.1f}",
+                _speed(median),
                 f"{100 * (max(samples) - min(samples)) / median:.1f} % of {len(samples)}",
                 f"{median / base['median_ts']:.2f}x" if base else "",
                 f"{100 * share:.0f} %" if share else "",
@@ -74,8 +91,8 @@ def _memory(records: list[Record]) -> str:
     return _markdown(head, rows)
 
 
-def _markdown(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    rule = ["---", "---", *(["---:"] * (len(head) - 2))]
+def _markdown(head: tuple[str, ...], rows: Iterable[tuple[str, ...]], n_left: int = 2) -> str:
+    rule = [*["---"] * n_left, *["---:"] * (len(head) - n_left)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 

@@ -37,6 +37,7 @@ NAMES = {"dense": "dense", "moe": "mixture of experts", "swa": "sliding window",
 EVERYTHING, OTHER_FILES = "all multi-GPU predictions", "result files that no device was fitted to"
 PATHS = ("standard path", "TurboPrefill")
 BLOCKING = 5.64e9  # bytes per second of a copy between GPUs that waits for them; fitted, see --fit
+OLD_TABLE = "planner-8xH200"  # its provenance says that there are no raw samples
 MODELS_FILE = "2026-11-21-4xH200-models"
 # whose single GPUs the devices' numbers are fitted to; those of other files test them
 FITTED_TO = {"dense": "2026-11-20-4xH200-no-peer", "swa": MODELS_FILE, "hybrid": MODELS_FILE, "moe": MODELS_FILE}
@@ -95,14 +96,14 @@ def rows() -> Iterator[Row]:
                 turbo.get("t_capture_us", 0) / 1e6 / max(1, turbo.get("n_ubatches_pipelined", 0)),
                 bool(turbo) and turbo["transports"][-1] == "staged",
             )
-    table = json.loads((RESULTS / "planner-8xH200.json").read_text())
+    table = json.loads((RESULTS / f"{OLD_TABLE}.json").read_text())
     for row in table["rows"]:
         n = row["gpus"]
         shares = _equal(row["n_layer"], n) if row["arm"] == "tuned" else (1.0,) * n
         case = f"{row['model']} pp{row['n_prompt']} ub{row['n_ubatch']}"
         seconds = row["n_prompt"] / row["tok_per_s"]
         yield Row(
-            "planner-8xH200", row["model"], row["n_layer"], shares, row["n_prompt"], row["n_ubatch"], row["arm"],
+            OLD_TABLE, row["model"], row["n_layer"], shares, row["n_prompt"], row["n_ubatch"], row["arm"],
             seconds, case,
         )  # fmt: skip
 
@@ -242,6 +243,7 @@ def tables(measured: Sequence[Row]) -> str:
             for group in groups:
                 errors[group].append(abs(error))
         speeds = f"{row.n_prompt / row.seconds:,.0f} | {row.n_prompt / seconds:,.0f}"
+        note = note or ("no raw samples" if row.source == OLD_TABLE else "")
         lines.append(
             f"| {row.source} | {row.case} | {row.arm} | {len(row.shares)} | {speeds} | {error:+.1f} % | {note} |"
         )
@@ -249,6 +251,8 @@ def tables(measured: Sequence[Row]) -> str:
         f"- {name}: median error {statistics.median(e):.1f} %, largest {max(e):.1f} %, {len(e)} rows"
         for name, e in errors.items()
     ]
+    old = sum(row.source == OLD_TABLE and not left_out(row) for row in measured)
+    summary.append(f"- without raw samples, {old} rows: `{OLD_TABLE}`, medians copied from a table")
     summary += [f"- left out, {len(names)} rows: {reason}" for reason, names in missing.items()]
     return "\n".join(summary) + "\n\n" + "\n".join(lines) + "\n"
 

@@ -1,8 +1,8 @@
-"""Every exception that TurboPrefill raises on purpose, in one tree.
+"""The exceptions of the Python API, and the base of those that the planner, the demo and the commands raise.
 
 A message states what failed, which value was seen, what was expected and what to do next.
-Wrong arguments raise the standard ``ValueError`` or ``TypeError`` through :class:`InvalidInputError`
-and plain ``TypeError``; everything else derives from :class:`TurboPrefillError` alone.
+Arguments of a wrong type raise a plain ``TypeError``. Everything else derives from :class:`TurboPrefillError`, some
+of it also from a standard exception: :class:`InvalidInputError` is a ``ValueError``.
 """
 
 from __future__ import annotations

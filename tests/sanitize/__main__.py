@@ -16,25 +16,13 @@ import typer
 from rich.markup import escape
 
 from nativebuild import ROOT, JobsOption, SourceOption, TreeOption, compile_native, patched_tree
-from sanitize import adapters
-from turboprefill import synth
+from sanitize.models import write_models
 from turboprefill.cli.console import err, out, progress
 from turboprefill.demo.workers import RpcWorkers
 from turboprefill.errors import TurboPrefillError
 from turboprefill.tools.build import BuildOptions, build
 
 HERE = Path(__file__).resolve().parent
-PRESETS = (
-    "tiny",
-    "moe-tiny",
-    "mtp-tiny",
-    "gptoss-tiny",
-    "gemma3-tiny",
-    "mamba-tiny",
-    "jamba-tiny",
-    "granite-hybrid-tiny",
-)
-ADAPTED = ("tiny", "gemma3-tiny")  # those that the scenario in-flight uses
 _REPORT = re.compile(r"WARNING: ThreadSanitizer|ERROR: \w+Sanitizer|: runtime error: ")
 
 
@@ -72,7 +60,7 @@ def main(
     folder = work.absolute() / mode.value
     try:
         bin_dir, native = _build(tree, work.absolute(), folder, mode, source, jobs)
-        models = _models(work.absolute() / "models")
+        models = write_models(work.absolute() / "models")
         code = _drive(bin_dir, native, models, folder / "reports", mode, scenarios or [])
     except TurboPrefillError as error:
         err.print(f"[red]error:[/] {escape(str(error))}")
@@ -116,17 +104,6 @@ def _build(
             jobs=jobs,
         )
     return built.build_dir / "bin", native
-
-
-def _models(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for preset in PRESETS:
-        path = folder / f"{preset}.gguf"
-        if not path.exists():
-            synth.write_model(path, preset)
-    for preset in ADAPTED:
-        adapters.write_lora(folder / f"{preset}-lora.gguf", folder / f"{preset}.gguf")
-    return folder
 
 
 def _options(mode: Mode, reports: Path) -> dict[str, str]:

@@ -28,6 +28,8 @@ static const driver_scenario SCENARIOS[] = {
     { "faults",    scenario_faults    },
     { "late",      scenario_late      },
     { "buffers",   scenario_buffers   },
+    { "refusals",  scenario_refusals  },
+    { "timing",    scenario_timing    },
     { "threads",   scenario_threads   },
     { "rpc",       scenario_rpc       },
     { "rows",      scenario_rows      },

@@ -168,6 +168,16 @@ void scenario_late(const driver_env & env) {
         require(rows != nullptr && std::isnan(rows[0]), "inputs of a layer that failed can be read");
     }
 
+    // nor what the caller would read
+    {
+        env.configure();
+        auto ctx = driver_make_context(model.get());
+        env.configure(",split_us=3000,fail_graph=0/0/0/4");
+        require(driver_decode(ctx.get(), driver_prompt(4*N_UBATCH), 0, 4*N_UBATCH, OUTPUTS_LAST) == 0, "the decode did not return before the fault");
+        const float * logits = llama_get_logits_ith(ctx.get(), -1);
+        require(logits != nullptr && std::isnan(logits[0]), "logits of a prompt that failed can be read");
+    }
+
     // names of stages outlive the scheduler that they came from
     {
         env.configure();

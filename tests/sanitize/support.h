@@ -88,6 +88,8 @@ void scenario_abort    (const driver_env & env);
 void scenario_faults   (const driver_env & env);
 void scenario_late     (const driver_env & env);
 void scenario_buffers  (const driver_env & env);
+void scenario_refusals (const driver_env & env);
+void scenario_timing   (const driver_env & env);
 void scenario_threads  (const driver_env & env);
 void scenario_rpc      (const driver_env & env);
 void scenario_rows     (const driver_env & env);

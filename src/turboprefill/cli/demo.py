@@ -64,7 +64,7 @@ def demo(
     No model file needed; the demo generates one.
     Uses the GPUs if there are at least two; otherwise starts local RPC workers that compute on the CPU.
     With --virtual it uses any number of virtual devices with configured timings (docs/virtual.md).
-    Exits with 0 only if logits and state are identical.
+    Exits with 0 only if ubatches were pipelined and logits and state are identical, else with 1.
 
     [bold]Examples[/]
 
@@ -88,7 +88,7 @@ def demo(
         raise typer.Exit(_with_workers(options, files, workers))
     result = _measure(options)
     _report(options, files, result)
-    raise typer.Exit(0 if result.identical else 1)
+    raise typer.Exit(0 if result.pipelined and result.identical else 1)
 
 
 def _with_workers(options: Options, files: _Files, n: int) -> int:

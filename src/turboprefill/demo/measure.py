@@ -112,6 +112,11 @@ class Result:
         """Whether logits and states of both paths are the same bytes."""
         return self.logits_identical and self.state_identical
 
+    @property
+    def pipelined(self) -> bool:
+        """Whether any ubatch was pipelined; otherwise both arms are the standard path, and equal for that reason."""
+        return self.turbo.pipelined_ubatches > 0
+
 
 def run(workload: Workload, note: Note = lambda _: None) -> Result:
     """Load the model and measure; calls `note` with each step.

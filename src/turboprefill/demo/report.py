@@ -86,20 +86,9 @@ def show(result: Result, console: Console) -> None:
 
 
 def conclusion(result: Result) -> list[str]:
-    """What the numbers mean, in sentences with rich markup."""
-    lines = []
-    if (over_shipped := result.speedup_over_shipped) is not None:
-        lines.append(
-            f"[bold]TurboPrefill, as planned, processes this prompt {_ratio(over_shipped)} stock llama.cpp "
-            f"(its own split, ubatches of {result.workload.shipped_ubatch}).[/]"
-        )
-    same = " with the same split and ubatches" if lines else ""
-    lines.append(f"[bold]TurboPrefill processes this prompt {_ratio(result.speedup)} the standard path{same}.[/]")
-    turbo = result.turbo
-    if turbo.standard_ubatches or not turbo.pipelined_ubatches:
-        count = f"{turbo.standard_ubatches} of {turbo.standard_ubatches + turbo.pipelined_ubatches} ubatches"
-        reason = escape(turbo.reason or "no reason was given")
-        lines.append(f"[yellow]{count} took the standard path even with TurboPrefill: {reason}[/]")
+    """What the numbers mean, in sentences with rich markup; none about speed if nothing was pipelined."""
+    lines = _speed(result) if result.pipelined else []
+    lines += _standard_ubatches(result)
     lines.append(
         _verdict(
             result.logits_identical,
@@ -118,6 +107,31 @@ def conclusion(result: Result) -> list[str]:
     return lines
 
 
+def _speed(result: Result) -> list[str]:
+    lines = []
+    if (over_shipped := result.speedup_over_shipped) is not None:
+        lines.append(
+            f"[bold]TurboPrefill, as planned, processes this prompt {_ratio(over_shipped)} stock llama.cpp "
+            f"(its own split, ubatches of {result.workload.shipped_ubatch}).[/]"
+        )
+    same = " with the same split and ubatches" if lines else ""
+    lines.append(f"[bold]TurboPrefill processes this prompt {_ratio(result.speedup)} the standard path{same}.[/]")
+    return lines
+
+
+def _standard_ubatches(result: Result) -> list[str]:
+    turbo, reason = result.turbo, escape(result.turbo.reason or "no reason was given")
+    count = f"{turbo.standard_ubatches} of {turbo.standard_ubatches + turbo.pipelined_ubatches} ubatches"
+    if not result.pipelined:
+        return [
+            f"[bold red]NOTHING WAS PIPELINED: {count} took the standard path: {reason}.[/]",
+            "Both runs used the standard path, so this run says nothing about TurboPrefill.",
+        ]
+    if turbo.standard_ubatches:
+        return [f"[yellow]{count} took the standard path even with TurboPrefill: {reason}[/]"]
+    return []
+
+
 def _table(result: Result) -> Table:
     table = Table(title=None, show_edge=False, pad_edge=False)
     table.add_column("path")
@@ -133,11 +147,15 @@ def _table(result: Result) -> Table:
             f"{statistics.median(rates):,.0f}",
             f"{statistics.median(arm.seconds):.2f} s",
             f"{50 * (max(rates) - min(rates)) / statistics.median(rates):.0f}%",
-            f"[bold]{statistics.median(base.seconds) / statistics.median(arm.seconds):.2f}x[/]",
+            _speedup(base, arm) if result.pipelined else "-",
             str(len(rates)),
             _busy(result, arm),
         )
     return table
+
+
+def _speedup(base: Arm, arm: Arm) -> str:
+    return f"[bold]{statistics.median(base.seconds) / statistics.median(arm.seconds):.2f}x[/]"
 
 
 def _busy(result: Result, arm: Arm) -> str:

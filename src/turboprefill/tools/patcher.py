@@ -228,7 +228,7 @@ def _uninstall_notes(state: TreeState, changes: Mapping[str, tuple[bytes | None,
     kept = [name for name, original in verdicts.items() if original is False]
     if kept:
         yield f"Local edits that are not TurboPrefill's were kept: {', '.join(kept)}."
-    elif any(verdicts.values()):
+    elif verdicts and all(verdicts.values()):
         yield "Every restored file was checked against llama.cpp's own version of it."
 
 

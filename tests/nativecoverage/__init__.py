@@ -1,0 +1,1 @@
+"""scripts/coverage: which lines of the overlay the tests run."""
