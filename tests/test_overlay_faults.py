@@ -161,7 +161,7 @@ def check(bench: Bench, fault: str, device: int, ubatch: int, caplog: pytest.Log
     kept = n_kept(bench.context)
     log = caplog.text
     if bench.turboprefill:
-        assert_pipelined(bench.context, at_least=ubatch, standard=0, since=bench.before)
+        assert_pipelined(bench.context, at_least=1 if fault == "copy" else ubatch, standard=0, since=bench.before)
     if fault == "copy":  # the device stays broken, for everybody
         assert fail(bench.context, PROMPT[kept:]) == code
         assert n_kept(bench.context) == kept
@@ -353,7 +353,8 @@ def test_close_after_a_failure_that_nobody_asked_about(bench, fault, device) -> 
             configure("split_us=3000", f"{fault}={only(device, MIDDLE)}")
             with contextlib.suppress(DecodeError):  # it may come early enough
                 context.decode_batch(PROMPT, logits="none")
-            assert_pipelined(context, at_least=MIDDLE, standard=0)
+            # a ubatch has a graph on each device, but several copies
+            assert_pipelined(context, at_least=MIDDLE if fault == "fail_graph" else 1, standard=0)
         assert virtual.counters()["faults"] > faults
         assert alive() == before
 
