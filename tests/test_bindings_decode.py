@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -188,6 +189,25 @@ def test_every_token_of_the_vocabulary_is_allowed(value, fits):
             batch_of([value])
 
 
+@pytest.mark.parametrize("form", [lambda s: s, lambda s: [s], lambda s: np.array([s]), lambda s: [[s]]])
+@pytest.mark.parametrize(("value", "fits"), [(0, True), (2, True), (-1, False), (3, False)])
+def test_every_sequence_is_allowed_in_every_form(form, value, fits):
+    if fits:
+        batch = batch_of([1], seq_ids=form(value))
+        assert (batch.n_seq_id.tolist(), batch.seq_id.tolist()) == ([1], [value])
+    else:
+        with pytest.raises(tp.InvalidInputError, match=rf"seq_ids\[0\] is {value}; expected 0 to 2"):
+            batch_of([1], seq_ids=form(value))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"), [([1, 2], r"\(2,\)$"), (np.zeros((2, 4), np.float32), r"\(2,\) or \(4, 2\)$")]
+)
+def test_positions_of_another_shape_are_refused_with_the_shapes_that_fit(inputs, expected):
+    with pytest.raises(tp.InvalidInputError, match=rf"pos has shape \(3,\); expected {expected}"):
+        batch_of(inputs, [0, 1, 2])
+
+
 def test_positions_may_be_given(make, reference):
     context = make()
     context.decode_batch(PROMPT, pos=np.arange(len(PROMPT)))
@@ -214,7 +234,7 @@ def test_embeddings_come_out_beside_logits(make, model, reference, n_batch, logi
     np.testing.assert_allclose(context.logits(), reference[-n:], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("chosen", [[199], [5], [7, 8, 9], [0, 7, 199], [3, 5, 4]], ids=str)
+@pytest.mark.parametrize("chosen", [[199], [5], [7, 8, 9], [0, 7, 199], [3, 4, 6]], ids=str)
 @pytest.mark.parametrize("n_batch", [64, 256])
 def test_views_have_the_rows_of_copies(make, n_batch, chosen):
     """Also where llama.cpp keeps rows that nobody asked for, as it does beside embeddings."""
@@ -226,6 +246,17 @@ def test_views_have_the_rows_of_copies(make, n_batch, chosen):
         view = getattr(context, name)(copy=False).copy()
         np.testing.assert_array_equal(view, getattr(all_rows, name)()[mask])
         np.testing.assert_array_equal(getattr(context, name)(), view)
+
+
+@pytest.mark.parametrize(("chosen", "together"), [([5], True), ([7, 8, 9], True), ([7, 9], False)], ids=str)
+def test_rows_that_lie_together_are_not_copied(make, chosen, together):
+    context = make(embeddings=True)
+    context.decode_batch(PROMPT, logits=np.isin(np.arange(len(PROMPT)), chosen))
+    rows = context.logits(copy=False)
+    with pytest.raises(tp.InUseError, match="view") if together else contextlib.nullcontext():
+        context.decode_batch([1])
+    del rows
+    context.decode_batch([1])
 
 
 def test_pooled_embeddings_are_per_sequence(make, model):

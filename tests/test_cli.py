@@ -112,6 +112,7 @@ def test_an_error_of_the_system_is_a_message_unless_nobody_reads_it(
     assert result.exit_code == 1
     # a broken pipe is left to the command line's library, which ends without a word
     assert ("error:" in result.stderr) == (number == errno.ENOSPC)
+    assert isinstance(result.exception, SystemExit)  # no traceback
 
 
 def test_the_repository_of_a_git_hook_is_forgotten() -> None:

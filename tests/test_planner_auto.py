@@ -10,7 +10,8 @@ import pytest
 
 from turboprefill import Context, InvalidInputError, Model
 from turboprefill.calibration import calibrate
-from turboprefill.planner import DoesNotFitError, from_text, read_facts
+from turboprefill.planner import DoesNotFitError, PlanError, from_text, read_facts
+from turboprefill.planner.auto import auto_ubatch
 from turboprefill.planner.cost import layer_cost, total
 from turboprefill.planner.fit import Sample, fit_devices
 from turboprefill.planner.live import live_devices
@@ -134,6 +135,19 @@ def test_a_changed_file_has_no_calibration(virtual_names, configure, model_file,
     assert with_stored_speeds(path, devices)[0].source == MEASURED
     os.utime(path, (1, 1))
     assert with_stored_speeds(path, devices)[0].source != MEASURED
+
+
+def test_no_ubatch_is_larger_than_what_is_allowed(virtual_names, model_file) -> None:
+    devices = live_devices(virtual_names[:2])
+    sizes = [auto_ubatch(model_file("tiny"), devices, [1, 1], 100_000, most) for most in (16, 64, 512)]
+    assert sizes[0] == 16
+    assert sizes[1] <= 64 < sizes[2] <= 512
+    assert auto_ubatch(model_file("tiny"), [], [], 100_000, 48) == 48
+
+
+def test_a_device_that_is_not_there_is_named(virtual_names) -> None:
+    with pytest.raises(PlanError, match=rf"there is no device 'VIRT99': expected one of .*{virtual_names[0]}"):
+        live_devices([virtual_names[0], "VIRT99"])
 
 
 def test_options_of_auto_are_checked(virtual_names, model_file) -> None:

@@ -16,6 +16,7 @@ from turboprefill.planner import Cost, DeviceSpec, ModelFacts, Needs, PlanError,
 from turboprefill.planner.cost import layer_cost
 from turboprefill.planner.facts import Layer
 from turboprefill.planner.gguf_facts import facts_of
+from turboprefill.planner.plan import plan_of
 from turboprefill.planner.presets import preset_facts
 from turboprefill.synth import archs
 
@@ -166,6 +167,19 @@ def test_bytes_of_units_are_those_of_layers_and_of_the_output() -> None:
     facts, needs = facts_with(ATTENTION, RECURRENT), Needs(256, 32, n_seq_max=1)
     assert memory.unit_bytes(facts, needs) == [1000 + 256 * 192 * 2, 1000 + 300 * 4, 70 + 32 * 100 * 4]
     assert facts.weight_bytes == 1000 + 1000 + 70  # what only the host holds does not count
+
+
+def test_a_plan_fits_if_every_stage_does() -> None:
+    facts, needs = preset_facts("tiny"), Needs(n_ctx=256, n_ubatch=32)
+    half = make_plan(facts, [DeviceSpec("a", None)] * 2, needs).stages[1].used
+    specs = [DeviceSpec("a", None), DeviceSpec("b", half)]
+    for counts, fits in (([5, 4], True), ([4, 5], True), ([3, 6], False), ([9, 0], True)):
+        plan = plan_of(facts, specs, needs, counts, 256)
+        assert (plan.fits, plan.stages[1].fits, plan.stages[0].fits) == (fits, fits, True)
+    exactly = plan_of(facts, [specs[0], replace(specs[1], memory=half)], needs, [4, 5], 256)
+    assert exactly.stages[1].used == half
+    assert exactly.fits
+    assert not plan_of(facts, [specs[0], replace(specs[1], memory=half - 1)], needs, [4, 5], 256).fits
 
 
 def test_a_layer_that_prompts_do_not_go_through_takes_no_time(model_file) -> None:

@@ -110,6 +110,11 @@ def test_the_ubatch_is_the_best_of_all(costs: list[Cost], n_tokens: int, n_stage
     assert slowly(chosen) <= min(slowly(size) for size in allowed) * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("most", [20, 100, 512])
+def test_of_ubatches_that_are_equally_fast_the_largest_is_chosen(most: int) -> None:
+    assert choose_ubatch([Cost()], 5000, 4, most) == most
+
+
 @pytest.mark.parametrize(("n_tokens", "n_stages", "most"), [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
 def test_a_ubatch_for_nothing_is_refused(n_tokens: int, n_stages: int, most: int) -> None:
     with pytest.raises(PlanError):
@@ -154,6 +159,19 @@ def test_starting_kernels_takes_no_longer_on_a_slower_card() -> None:
     assert slow.per_flop > 10 * fast.per_flop
     assert from_text("1xH200@0.5")[0].rates.per_layer == 2 * fast.per_layer
     assert from_text("1x80GB")[0].rates.per_layer == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "memory"), [("80GB", 80 * 10**9), ("80GiB", 80 * 2**30), ("512mb", 512 * 10**6), ("1.5 MiB", 3 * 2**19)]
+)
+def test_memory_is_described_in_units_of_both_kinds(text: str, memory: int) -> None:
+    assert [spec.memory for spec in from_text(f"2x{text}")] == [memory] * 2
+
+
+def test_a_device_at_half_the_speed_takes_twice_as_long() -> None:
+    usual, half = from_text("1x80GB,1x80GB@0.5")
+    assert half.rates == usual.rates.slower(2)
+    assert half.rates.per_flop == 2 * usual.rates.per_flop
 
 
 def test_rates_without_the_newer_numbers_can_be_read() -> None:

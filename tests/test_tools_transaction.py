@@ -253,6 +253,23 @@ def test_a_file_that_was_written_twice_gets_its_first_content_back(tree: Path) -
     assert snapshot(tree) == before
 
 
+def test_folders_that_became_empty_come_back_with_their_file(tree: Path) -> None:
+    path = tree / "src/one/two/file"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"data")
+    before = snapshot(tree)
+
+    def change_and_fail() -> None:
+        with transaction(tree) as files:
+            files.delete(path)
+            assert not (tree / "src/one").exists()
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        change_and_fail()
+    assert snapshot(tree) == before
+
+
 @pytest.mark.parametrize("at", range(1, N_FILES + 1))
 def test_a_disk_that_is_full_before_a_file_is_in_place_restores_every_byte(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
