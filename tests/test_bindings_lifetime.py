@@ -186,47 +186,85 @@ def long_batch(n):
 
 
 def test_close_waits_for_a_decode_in_another_thread(model):
-    context = context_of(model, n_ctx=4096, n_batch=4096)
-    outcome = []
-    started = threading.Event()
+    """The abort callback holds the decode until close() has been called, and had time to return if it does not wait."""
+    context = context_of(model)
+    begun, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+    questions, seen = [], []
+
+    def hold():
+        questions.append(None)
+        if len(questions) == 2:  # the first comes from decode_batch, before llama.cpp has the batch
+            begun.set()
+            assert go_on.wait(60)
+        return False
 
     def decode():
-        started.set()
+        context.decode_batch(PROMPT)
+        seen.append("decoded")
+        assert closed.wait(60)
         try:
-            for _ in range(100):
-                context.memory.clear()
-                context.decode_batch([1] * 1000)
+            context.decode_batch([1])
         except tp.ClosedError as error:
-            outcome.append(error)
+            seen.append(error)
 
-    thread = threading.Thread(target=decode)
-    thread.start()
-    started.wait()
-    context.close()
-    thread.join()
-    assert len(outcome) == 1
+    def close():
+        context.close()
+        closed.set()
+
+    context.set_abort_callback(hold, interval_s=0)
+    threads = [threading.Thread(target=decode), threading.Thread(target=close)]
+    threads[0].start()
+    assert begun.wait(60)
+    threads[1].start()
+    assert not closed.wait(0.5)
+    assert not context.closed
+    assert seen == []
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert context.closed
+    assert seen[:1] == ["decoded"]
+    assert [type(error) for error in seen[1:]] == [tp.ClosedError]
 
 
 def test_threads_share_a_context_without_harm(model):
-    context = context_of(model, n_seq_max=4, n_ctx=2048)
-    errors = []
+    """Each sees outputs of whoever decoded last: whole ones, and none of a mixture."""
+    n_threads, n_rounds, n_tokens = 4, 10, 40
+    context = context_of(model, n_seq_max=n_threads, n_ctx=2048)
+    alone = []
+    for seq_id in range(n_threads):
+        context.decode_batch([seq_id + 1] * n_tokens, seq_ids=seq_id, logits="all")
+        alone.append(context.logits().tobytes())
+        assert context.memory.seq_rm(seq_id)
+    assert len(set(alone)) == n_threads
+    errors, seen, ends = [], [], []
 
     def work(seq_id):
         try:
-            for _ in range(10):
-                context.decode_batch([seq_id + 1] * 40, seq_ids=seq_id, logits="all")
-                context.logits()
+            for _ in range(n_rounds):
+                context.decode_batch([seq_id + 1] * n_tokens, seq_ids=seq_id, logits="all")
+                seen.append(context.logits().tobytes())
                 context.stats()
-                context.memory.seq_rm(seq_id)
+                ends.append(context.memory.seq_pos_max(seq_id))
+                assert context.memory.seq_rm(seq_id)
         except Exception as error:  # noqa: BLE001 - reported by the main thread
             errors.append(error)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(n_threads)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert not errors
+    assert ends == [n_tokens - 1] * (n_threads * n_rounds)
+    assert len(seen) == n_threads * n_rounds
+    assert set(seen) <= {*alone, b""}  # no rows while another thread's decode has begun and not ended
+    assert set(seen) & set(alone)
+    for seq_id in range(n_threads):
+        assert context.memory.seq_pos_max(seq_id) == -1
+        context.decode_batch([seq_id + 1] * n_tokens, seq_ids=seq_id, logits="all")
+        assert context.logits().tobytes() == alone[seq_id]
 
 
 def test_objects_alive_at_exit_do_no_harm(model_file):

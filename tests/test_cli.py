@@ -5,19 +5,24 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from typer.testing import CliRunner, Result
 
+import turboprefill
 from toytree import HOOKED, OWN, make_overlay, make_pins, make_tree, snapshot
 from turboprefill.cli import app
 from turboprefill.tools import patcher, sources, treestate
 from turboprefill.tools.errors import BuildError, DownloadError, RefusedError, ToolError
 
-COMMANDS = ["checkout", "install", "uninstall", "status", "diff", "build", "doctor"]
+# in the order of --help
+COMMANDS = ["checkout", "install", "uninstall", "status", "diff", "build", "doctor", "plan", "simulate", "demo"]
+HIDDEN = ["make-model", "prepare-tree"]
 
 
 @pytest.fixture
@@ -42,21 +47,34 @@ def test_a_tree_goes_through_its_whole_life(tree: Path) -> None:
     assert snapshot(tree) == before
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def test_these_are_all_commands() -> None:
+    commands = typer.main.get_group(app).commands
+    assert [name for name, command in commands.items() if not command.hidden] == COMMANDS
+    assert [name for name, command in commands.items() if command.hidden] == HIDDEN
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "make-model"])
 def test_help_of_every_command_has_examples(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
-    assert f"turboprefill {command}" in result.output
+    lines = result.output.splitlines()
+    assert re.findall(r"^ Usage: turboprefill (\S+) \[OPTIONS\]", result.output, re.MULTILINE) == [command]
+    assert lines.count(f" {'Examples':<79}") == 1, result.output
+    examples = re.findall(r"^   turboprefill (\S+)", result.output, re.MULTILINE)
+    assert examples[:1] == [command]
+    assert set(examples) <= set(COMMANDS) | set(HIDDEN)
 
 
 def test_help_lists_every_command_and_the_exit_codes() -> None:
-    text = " ".join(run("--help").output.split())
-    assert all(command in text for command in COMMANDS)
-    assert "130 interrupted" in text
-
-
-def test_the_command_of_the_package_build_is_hidden() -> None:
-    assert "prepare-tree" not in run("--help").output
+    """Those that are hidden are for tests and for the package build."""
+    output = run("--help").output
+    _, panel = output.split("╭─ Commands ")
+    assert re.findall(r"^│ (\S+)", panel, re.MULTILINE) == COMMANDS
+    codes = " ".join(panel.partition("Exit codes: ")[2].split()).rstrip(".").split(", ")
+    assert codes == [
+        "0 success", "1 failure", "2 usage error", "3 refused (the tree is unchanged)",
+        "4 network or download failure", "5 build failure", "130 interrupted",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -79,7 +97,7 @@ def test_every_kind_of_failure_has_its_exit_code(
     monkeypatch.setattr("turboprefill.cli.install.install", fail)
     result = run("install", tree)
     assert result.exit_code == code
-    assert ("it broke" if code != 130 else "interrupted") in result.stderr
+    assert result.stderr == ("error: it broke\n" if code != 130 else "interrupted\n")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE], ids=errno.errorcode.get)
@@ -121,9 +139,9 @@ def test_a_message_may_contain_square_brackets(tmp_path: Path) -> None:
 
 
 def test_install_lists_what_it_changed_and_what_comes_next(tree: Path) -> None:
-    output = run("install", tree).output
-    assert "changed  src/llama-context.cpp (+3 lines)" in output
-    assert f"next: turboprefill build {tree}" in output
+    lines = run("install", tree).output.splitlines()
+    assert "  changed  src/llama-context.cpp (+3 lines)" in lines
+    assert f"next: turboprefill build {tree}" in lines
 
 
 def test_a_dry_run_says_that_nothing_was_written(tree: Path) -> None:
@@ -222,4 +240,4 @@ def test_python_dash_m_is_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "turboprefill", "--version"], capture_output=True, text=True, check=True
     )
-    assert done.stdout.startswith("turboprefill ")
+    assert done.stdout == f"turboprefill {turboprefill.__version__}\n"

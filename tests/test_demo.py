@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -15,6 +14,7 @@ import pytest
 
 from processtree import children, running
 from turboprefill.demo.settings import gpu_names
+from waiting import until
 
 pytestmark = pytest.mark.skipif(len(gpu_names()) >= 2, reason="the demo would take this machine's GPUs")
 
@@ -29,20 +29,22 @@ def run(folder: Path, *args: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.pipelined
 @pytest.mark.parametrize("preset", ["tiny", "gptoss-tiny", "mamba-tiny"])
 def test_the_demo_finds_both_paths_identical(model_file, tmp_path: Path, preset: str) -> None:
     done = run(
         tmp_path, "--model", model_file(preset), "--n-prompt", 500, "--ubatch", 64, "--n-batch", 256,
         "--repeats", 2, "--json", "out.json",
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "out.json").exists(), done.stdout + done.stderr
     data = json.loads((tmp_path / "out.json").read_text())
+    assert data["turbo"]["pipelined_ubatches"] > 0, done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
     assert data["prompt_tokens"] == 500
     assert data["n_ubatch"] == 64
     assert len(data["devices"]) == 2
     assert len(data["standard"]["tok_per_s"]) == len(data["turbo"]["tok_per_s"]) == 2
     assert data["turbo"]["pipelined_ubatches"] + data["turbo"]["standard_ubatches"] == 8
-    assert data["turbo"]["pipelined_ubatches"] > 0, done.stdout
     assert data["logits_identical"] is data["state_identical"] is True
     assert (tmp_path / "turboprefill-demo.png").stat().st_size > 10_000
     assert "byte-identical" in done.stdout
@@ -83,13 +85,16 @@ def program_of(pid: int) -> str:
 
 
 def wait_for_workers(demo: subprocess.Popen[bytes]) -> list[int]:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and demo.poll() is None:
-        servers = [pid for pid in children(demo.pid) if "rpc-server" in program_of(pid)]
-        if len(servers) == 2 and len(children(demo.pid)) == 3:
-            return servers
-        time.sleep(0.05)
-    pytest.fail("the demo did not start two workers")
+    """Their process ids, as soon as the measurement has been started, too."""
+    servers: list[int] = []
+
+    def started() -> bool:
+        assert demo.poll() is None, "the demo has ended"
+        servers[:] = [pid for pid in children(demo.pid) if "rpc-server" in program_of(pid)]
+        return len(servers) == 2 and len(children(demo.pid)) == 3
+
+    until(started, "the demo did not start two workers and a measurement")
+    return servers
 
 
 @pytest.fixture
@@ -104,28 +109,19 @@ def long_demo(model_file, tmp_path: Path):
             demo.wait()
 
 
-def all_gone(pids: set[int]) -> bool:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if not running(pids):
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
 def test_nothing_is_left_when_the_demo_is_stopped(long_demo, sign: signal.Signals) -> None:
     wait_for_workers(long_demo)
     family = children(long_demo.pid)
     os.kill(long_demo.pid, sign)
-    code = long_demo.wait(30)
-    assert all_gone(family)
+    code = long_demo.wait(60)
+    until(lambda: not running(family), "a process of the demo still runs")
     assert code == (-signal.SIGKILL if sign is signal.SIGKILL else 130)
 
 
 def test_a_killed_worker_is_named(long_demo, tmp_path: Path) -> None:
-    servers = wait_for_workers(long_demo)
-    time.sleep(1)
+    servers, log = wait_for_workers(long_demo), tmp_path / "log"
+    until(lambda: "run 1 of 200: TurboPrefill" in log.read_text(), "no prompt was timed")
     os.kill(servers[0], signal.SIGKILL)
     assert long_demo.wait(60) == 1
-    assert "was killed by signal 9. Its last lines:" in (tmp_path / "log").read_text()
+    assert "was killed by signal 9. Its last lines:" in log.read_text()

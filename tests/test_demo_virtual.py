@@ -19,6 +19,7 @@ def run(folder: Path, *args: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.pipelined
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -35,12 +36,13 @@ def test_the_demo_shows_virtual_devices(
         tmp_path, "--virtual", spec, "--model", model_file(), "--n-prompt", 300, "--ubatch", 64,
         "--repeats", 1, "--json", "out.json",
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "out.json").exists(), done.stdout + done.stderr
     data = json.loads((tmp_path / "out.json").read_text())
+    assert data["turbo"]["pipelined_ubatches"] == 5, done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
     assert data["devices"] == [f"VIRT{i}" for i in range(int(spec[0]))]
     assert data["logits_identical"]
     assert data["state_identical"]
-    assert data["turbo"]["pipelined_ubatches"] == 5
     assert data["turbo"]["standard_ubatches"] == 0
     assert words in " ".join(done.stdout.split())
     assert (tmp_path / "turboprefill-demo.png").stat().st_size > 0

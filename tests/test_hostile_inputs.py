@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import turboprefill as tp
+from pipelinecounts import assert_pipelined
 from turboprefill import Context, DecodeError, Model
 from turboprefill.state import pack_header
 from virtualdevices import result, tokens
@@ -40,10 +41,13 @@ def on_both_paths(model: Model, call) -> list[object]:
             end = context.memory.seq_pos_max()
             context.memory.clear()
             context.decode_batch(tokens(30))
+            if turboprefill:
+                assert_pipelined(context, at_least=4)
             outcomes.append((seen, end, result(context)))
     return outcomes
 
 
+@pytest.mark.pipelined
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, 1e-45])
 @pytest.mark.parametrize("preset", ["tiny", "gptoss-tiny", "jamba-tiny"])
 def test_embeddings_that_are_no_numbers_are_computed_as_on_the_standard_path(
@@ -72,6 +76,7 @@ POSITIONS = {
 }
 
 
+@pytest.mark.pipelined
 @pytest.mark.parametrize("pos", POSITIONS.values(), ids=POSITIONS)
 @pytest.mark.parametrize("preset", ["tiny", "gemma3-tiny", "mamba-tiny"])
 def test_positions_that_do_not_follow_each_other_end_as_on_the_standard_path(
@@ -141,6 +146,7 @@ def test_arrays_of_every_layout_are_read_right(model) -> None:
         assert len(results) == 1
 
 
+@pytest.mark.pipelined
 def test_a_prompt_that_is_much_too_long_keeps_what_fitted(model_file, virtual_names) -> None:
     def decode(context: Context) -> None:
         context.decode_batch(tokens(5000), logits="none")

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import turboprefill as tp
 from processtree import children, running
 from toytree import make_archive, make_tree
 from turboprefill.demo.workers import RpcWorkers
+from waiting import until
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 def command(*arguments: object, **environment: object) -> subprocess.Popen[str]:
+    """Start the command line; its output and its errors go the same way."""
     return subprocess.Popen(
         [sys.executable, "-m", "turboprefill", *map(str, arguments)],
         env={**os.environ, **{key: str(value) for key, value in environment.items()}},
@@ -33,13 +34,6 @@ def command(*arguments: object, **environment: object) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 40) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
 
 
 #
@@ -70,10 +64,10 @@ def test_a_build_that_is_ended_takes_the_compilers_along(tmp_path, slow, number)
     with command("build", tree, "--cpu") as process:
         until(note.exists, "cmake was not started")
         process.send_signal(number)
-        output, _ = process.communicate(timeout=40)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "interrupted" in output
-    until(lambda: not running(set(map(int, note.read_text().split()))), "cmake or its child still runs", 10)
+    until(lambda: not running(set(map(int, note.read_text().split()))), "cmake or its child still runs")
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -83,10 +77,10 @@ def test_a_checkout_that_is_ended_leaves_neither_files_nor_git(tmp_path, slow, n
     with command("checkout", dest, "--from", source, GIT_PYTHON_REFRESH="quiet") as process:
         until(note.exists, "git was not started")
         process.send_signal(number)
-        output, _ = process.communicate(timeout=40)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert not dest.parent.exists() or list(dest.parent.iterdir()) == []
-    until(lambda: not running(set(map(int, note.read_text().split()))), "git or its child still runs", 10)
+    until(lambda: not running(set(map(int, note.read_text().split()))), "git or its child still runs")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -95,13 +89,13 @@ def test_a_demo_that_is_ended_leaves_no_process(tmp_path, model_file, number) ->
     prompt.write_text("one two three " * 4000)
     arguments = ["--workers", "2", "--model", model_file("tiny"), "--prompt-file", prompt, "--repeats", "1000"]
     with command("demo", *arguments, "--no-picture") as process:
-        until(lambda: len(children(process.pid)) >= 3, "the workers were not started")
-        time.sleep(0.5)  # somewhere in the middle
+        assert process.stdout is not None
+        assert any(line.startswith("run 1 of 1000: TurboPrefill") for line in process.stdout), "no prompt was timed"
         family = children(process.pid)
         process.send_signal(number)
-        output, _ = process.communicate(timeout=40)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130), output
-    until(lambda: not running(family), "a process of the demo still runs", 15)
+    until(lambda: not running(family), "a process of the demo still runs")
 
 
 #

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import virtualdevices
+from pipelinecounts import assert_pipelined
 from turboprefill import AbortedError, Context, Model, virtual
 from virtualdevices import ALIVE, N, alive, result, tokens
 
@@ -15,7 +16,7 @@ N_UBATCHES = 30
 PROMPT = tokens(N_UBATCHES * N_UBATCH)
 OPTIONS = {**virtualdevices.OPTIONS, "n_ubatch": N_UBATCH, "n_batch": len(PROMPT)}
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("peer_copies")]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("peer_copies"), pytest.mark.pipelined]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,8 @@ def test_nothing_new_is_computed_after_the_callback_says_stop(configure, models,
         with pytest.raises(AbortedError) as error:
             context.decode_batch(PROMPT)
         assert error.value.code == 2
-        # an ubatch that the callback has stopped is computed nowhere, and those before it everywhere
+        assert_pipelined(context, at_least=allowed + 1, standard=0)  # with the one that was asked about
+        # a ubatch that the callback has stopped is computed nowhere, and those before it everywhere
         assert graphs() == [allowed] * N
         assert context.memory.seq_pos_max() + 1 == allowed * N_UBATCH
         # at most the ubatches in flight were finished after that
@@ -82,6 +84,8 @@ def test_the_prompt_goes_on_after_a_stop_and_a_sibling_is_not_touched(configure,
         with pytest.raises(AbortedError):
             context.decode_batch(PROMPT)
         context.set_abort_callback(None)
+        assert_pipelined(context, at_least=allowed + 1, standard=0)
+        assert_pipelined(sibling, 3, standard=0)
         for each in (context, sibling):
             each.decode_batch(PROMPT[each.memory.seq_pos_max() + 1 :])
             assert result(each) == want
@@ -94,6 +98,7 @@ def test_a_stop_between_calls_is_found_before_anything_is_given_to_the_devices(c
         with pytest.raises(AbortedError) as error:
             context.decode_batch(PROMPT)
         context.synchronize()  # the calls before have returned, their work goes on
+        assert_pipelined(context, at_least=error.value.n_decoded // N_UBATCH, standard=0)
         assert 0 < error.value.n_decoded < len(PROMPT)
         assert graphs() == [error.value.n_decoded // N_UBATCH] * N
 
@@ -106,4 +111,5 @@ def test_a_context_is_closed_after_a_stop(configure, models, allowed) -> None:
         Stop(context, allowed)
         with pytest.raises(AbortedError):
             context.decode_batch(PROMPT)
+        assert_pipelined(context, at_least=allowed + 1, standard=0)
     assert alive() == before

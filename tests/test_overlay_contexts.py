@@ -9,13 +9,17 @@ from contextlib import ExitStack
 
 import pytest
 
+from pipelinecounts import assert_pipelined
 from turboprefill import ClosedError, Context, Model
 from virtualdevices import alive, result, tokens
 
 OPTIONS = {"n_ctx": 512, "n_ubatch": 16, "n_threads": 1, "n_threads_batch": 1}
 N_PROMPTS = 4
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("peer_copies")]
+# of the prompts in work(): a last part of a call may be alone and find nothing in flight
+N_PIPELINED = sum((80 + 7 * i) // 16 for i in range(N_PROMPTS))
+
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("peer_copies"), pytest.mark.pipelined]
 
 
 def work(context: Context, seed: int) -> list[tuple[bytes, bytes]]:
@@ -61,6 +65,8 @@ def test_two_models_with_two_contexts_each_on_four_threads(configure, virtual_na
             at_once([lambda c=c, s=seed: work(c, s) for c, (_, seed) in zip(contexts, pairs, strict=True)]) == expected
         )
         assert all(context.stats().n_ubatches_pipelined > 0 for context in contexts)
+        for context in contexts:
+            assert_pipelined(context, at_least=N_PIPELINED)
     assert set(alive().values()) == {0}
 
 
@@ -69,6 +75,7 @@ def test_contexts_that_come_and_go_do_not_disturb_another(configure, virtual_nam
     with Model(model_file(), devices=virtual_names) as model, model.context(**OPTIONS) as context:
         expected = alone(model, 1)
         done = threading.Event()
+        pipelined: list[bool] = []
 
         def stay() -> list[tuple[bytes, bytes]]:
             try:
@@ -81,10 +88,14 @@ def test_contexts_that_come_and_go_do_not_disturb_another(configure, virtual_nam
             while not done.is_set() or n < 3:
                 with model.context(**OPTIONS, turboprefill=n % 3 < 2) as other:
                     other.decode_batch(tokens(100, n), logits="none")  # closed with work in flight
+                    pipelined.append(other.stats().n_ubatches_pipelined == 7)
                 n += 1
             return n
 
-        assert at_once([stay, come_and_go])[0] == expected
+        stayed, n_others = at_once([stay, come_and_go])
+        assert stayed == expected
+        assert_pipelined(context, at_least=N_PIPELINED)
+        assert pipelined == [n % 3 < 2 for n in range(n_others)]
     assert set(alive().values()) == {0}
 
 
@@ -95,12 +106,14 @@ def test_a_model_that_is_closed_ends_its_own_decodes_alone(configure, virtual_na
         expected = alone(staying, 2)
         contexts = [model.context(**OPTIONS, turboprefill=True) for model in (closing, closing, staying)]
         begun = threading.Semaphore(0)
+        counts: dict[Context, int] = {}
 
         def until_closed(context: Context) -> str:
             try:
                 while True:
                     context.memory.clear()
                     context.decode_batch(tokens(200), logits="none")
+                    counts[context] = context.stats().n_ubatches_pipelined
                     begun.release()
             except ClosedError as error:
                 return str(error)
@@ -120,6 +133,9 @@ def test_a_model_that_is_closed_ends_its_own_decodes_alone(configure, virtual_na
         )
         assert all("closed" in str(text) for text in results[:2])
         assert results[2] == expected
+        assert_pipelined(contexts[2], at_least=N_PIPELINED)
+        n_pipelined = [counts.get(context, 0) for context in contexts[:2]]
+        assert min(n_pipelined) >= 13, f"n_pipelined is {n_pipelined}"
         with pytest.raises(ClosedError):
             closing.context()
     assert set(alive().values()) == {0}
@@ -167,3 +183,5 @@ def test_models_and_threads_share_rpc_workers(model_file, rpc_workers) -> None:
         assert (
             at_once([lambda c=c, s=seed: work(c, s) for c, (_, seed) in zip(contexts, pairs, strict=True)]) == expected
         )
+        for context in contexts:
+            assert_pipelined(context, at_least=N_PIPELINED)

@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from pipelinecounts import assert_pipelined
 from turboprefill import AbortedError, Context, Model
 
 N_CTX = 256
 PRESETS = ["tiny", "moe-tiny", "gptoss-tiny", "gemma3-tiny", "mamba-tiny", "jamba-tiny", "granite-hybrid-tiny"]
+
+pytestmark = pytest.mark.pipelined
 
 Load = Callable[..., Model]
 Pair = tuple[Context, Context]
@@ -95,8 +98,14 @@ def test_every_kind_of_model(pair, preset: str, n_devices: int, logits: str) -> 
     assert n_pipelined(contexts) == ubatches(n, 16)
 
 
-@pytest.mark.parametrize("n_ubatch", [1, 3, 8, 32])
-@pytest.mark.parametrize("n", [1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, N_CTX - 1, N_CTX])
+LENGTHS = [
+    pytest.param(n, n_ubatch, marks=[] if n > n_ubatch else pytest.mark.unpipelined)
+    for n in (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, N_CTX - 1, N_CTX)
+    for n_ubatch in (1, 3, 8, 32)
+]
+
+
+@pytest.mark.parametrize(("n", "n_ubatch"), LENGTHS)
 def test_every_length_of_prompt(pair, n: int, n_ubatch: int) -> None:
     contexts = pair("tiny", 2, n_ubatch=n_ubatch)
     both(contexts, lambda ctx: ctx.decode_batch(tokens(n), logits="last"))
@@ -112,6 +121,7 @@ def test_prompt_in_several_calls(pair, preset: str, n_batch: int) -> None:
     assert n_pipelined(contexts) >= 200 // 8 - 1
 
 
+@pytest.mark.unpipelined
 @pytest.mark.parametrize("preset", PRESETS)
 def test_one_device_takes_the_standard_path_and_says_why(pair, preset: str) -> None:
     contexts = pair(preset, 1, n_ubatch=16)
@@ -162,8 +172,9 @@ def test_an_abort_keeps_what_was_computed(pair, preset: str, allowed: int) -> No
 
     for context in (standard, turbo):
         context.decode_batch(tokens(200)[n if context is turbo else 0 :])
-    assert_same((standard, turbo))
     assert turbo.stats().n_ubatches_pipelined > 0
+    assert_pipelined(turbo, at_least=allowed + 1)
+    assert_same((standard, turbo))
 
 
 def test_little_host_memory_makes_fewer_slots(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,8 +183,10 @@ def test_little_host_memory_makes_fewer_slots(load: Load, monkeypatch: pytest.Mo
     with model.context(**options, turboprefill=False) as standard, model.context(**options) as plenty:
         monkeypatch.setenv("TURBOPREFILL_HOST_MB", "1")
         with model.context(**options) as little:
-            for context in (standard, plenty, little):
+            for context in (plenty, little):
                 context.decode_batch(tokens(3000), logits="last")
+                assert_pipelined(context, ubatches(3000, 128), standard=0)
+            standard.decode_batch(tokens(3000), logits="last")
             assert_same((standard, plenty))
             assert_same((standard, little))
             assert little.stats().n_slots < plenty.stats().n_slots
@@ -188,6 +201,7 @@ def test_switched_off_a_recurrent_model_has_the_order_of_upstream(pair) -> None:
     assert n_pipelined(contexts) == ubatches(40, 16)
 
 
+@pytest.mark.unpipelined
 def test_a_single_ubatch_takes_the_standard_path_and_says_why(pair) -> None:
     contexts = pair("tiny", 2, n_ubatch=16)
     both(contexts, lambda ctx: ctx.decode_batch(tokens(16)))
@@ -237,6 +251,7 @@ def test_pooled_embeddings(pair, pooling: str) -> None:
     standard, turbo = pair("tiny", 2, n_ubatch=16, n_seq_max=2, n_ctx=2 * N_CTX, embeddings=True, pooling=pooling)
     for context in (standard, turbo):
         context.decode_batch(tokens(100), seq_ids=[i // 50 for i in range(100)], logits="all")
+    assert n_pipelined((standard, turbo)) >= ubatches(100, 16)
     for seq_id in range(2):
         np.testing.assert_array_equal(standard.embeddings(seq_id), turbo.embeddings(seq_id))
     assert standard.state() == turbo.state()
@@ -328,7 +343,7 @@ def test_two_contexts_of_one_model_take_turns(load: Load) -> None:
 
 def test_repeats_are_identical(pair) -> None:
     contexts = pair("gptoss-tiny", 3, n_ubatch=8)
-    for _ in range(10):
+    for i in range(10):
         both(contexts, lambda ctx: ctx.memory.clear())
         both(contexts, lambda ctx: ctx.decode_batch(tokens(200)))
-    assert n_pipelined(contexts) == 10 * ubatches(200, 8)
+        assert n_pipelined(contexts) == (i + 1) * ubatches(200, 8)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import virtualdevices
-from turboprefill import AbortedError, Context, DecodeError, FatalDecodeError, Model, virtual
+from pipelinecounts import assert_pipelined
+from turboprefill import AbortedError, Context, DecodeError, FatalDecodeError, Model, Stats, virtual
 from virtualdevices import ALIVE, N, alive, configure, only, result, tokens
 
 N_UBATCH = 8
@@ -37,7 +38,9 @@ FAULTS = {
 # in these, a part of a sequence cannot be taken back
 WHOLE = ("mamba-tiny", "jamba-tiny")
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("repaired", "peer_copies")]
+STANDARD = pytest.param(False, marks=pytest.mark.unpipelined)
+
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("repaired", "peer_copies"), pytest.mark.pipelined]
 
 
 @dataclass
@@ -50,6 +53,7 @@ class Bench:
     want: tuple[bytes, bytes]
     copies: list[int]  # of each device, for the prompt
     contexts: list[Context] = field(default_factory=list)
+    before: Stats | None = None  # of the context, when a test gets it
 
     @property
     def context(self) -> Context:
@@ -68,7 +72,10 @@ def repaired(virtual_names: list[str]) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def bench(virtual_names: list[str], model_file) -> Iterator[Callable[..., contextlib.AbstractContextManager[Bench]]]:
-    """`with bench(preset, way) as b`. One that a test fails with is not used again."""
+    """`with bench(preset, way) as b`: contexts that pipeline, unless told otherwise.
+
+    One that a test fails with is not used again.
+    """
     made: dict[tuple[str, str, bool], Bench] = {}
     models: dict[str, Model] = {}
 
@@ -84,6 +91,8 @@ def bench(virtual_names: list[str], model_file) -> Iterator[Callable[..., contex
         for context in contexts:
             context.decode_batch(PROMPT)
             context.synchronize()
+            if turboprefill:
+                assert_pipelined(context, N_UBATCHES, standard=0)
         contexts[0].memory.clear()
         configure(WAYS[way])
         contexts[0].decode_batch(PROMPT)
@@ -98,6 +107,7 @@ def bench(virtual_names: list[str], model_file) -> Iterator[Callable[..., contex
         one = made[key]
         for context in one.contexts:
             context.memory.clear()
+        one.before = one.context.stats()
         configure(WAYS[way])
         try:
             yield one
@@ -150,6 +160,8 @@ def check(bench: Bench, fault: str, device: int, ubatch: int, caplog: pytest.Log
     assert fail(bench.context) == code
     kept = n_kept(bench.context)
     log = caplog.text
+    if bench.turboprefill:
+        assert_pipelined(bench.context, at_least=1 if fault == "copy" else ubatch, standard=0, since=bench.before)
     if fault == "copy":  # the device stays broken, for everybody
         assert fail(bench.context, PROMPT[kept:]) == code
         assert n_kept(bench.context) == kept
@@ -207,10 +219,12 @@ def test_a_window_that_has_moved_on_is_not_kept(bench, device, ubatch) -> None:
         with one.model.context(**options, turboprefill=True) as context:
             configure("split_us=1000", f"fail_graph={only(device, ubatch)}")
             fail(context, prompt)
+            assert_pipelined(context, at_least=ubatch, standard=0)
             assert n_kept(context) in (0, (ubatch - 1) * 64)
             assert go_on(context, prompt) == want
 
 
+@pytest.mark.unpipelined
 @pytest.mark.parametrize("ubatch", [FIRST, MIDDLE, LAST], ids=["first", "middle", "last"])
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 @pytest.mark.parametrize("fault", FAULTS)
@@ -220,7 +234,7 @@ def test_the_standard_path_returns_the_same(bench, caplog, fault, device, ubatch
         assert kept == failed * N_UBATCH
 
 
-@pytest.mark.parametrize("turboprefill", [False, True])
+@pytest.mark.parametrize("turboprefill", [STANDARD, True])
 def test_a_download_that_fails_shows_in_its_bytes_and_with_the_next_graph(bench, turboprefill) -> None:
     """No call of the interface could say more: the ubatch counts as computed, on both paths."""
 
@@ -231,6 +245,8 @@ def test_a_download_that_fails_shows_in_its_bytes_and_with_the_next_graph(bench,
     with bench("tiny", "peer", turboprefill) as one:
         configure(f"fail_download={only(N - 1, 1)}")
         one.context.decode_batch(PROMPT)
+        if turboprefill:
+            assert_pipelined(one.context, N_UBATCHES, standard=0, since=one.before)
         assert np.isnan(one.context.logits()).all()
         assert n_kept(one.context) == len(PROMPT)
         with pytest.raises(FatalDecodeError):
@@ -254,14 +270,16 @@ def test_results_of_a_failed_prompt_are_not_handed_out(bench, device, read) -> N
             read(one.context)
 
         configure("split_us=20000", f"fail_graph={only(device, 5)}")
+        before = one.context.stats()
         with pytest.raises(FatalDecodeError):
             decode()
+        assert_pipelined(one.context, 5, standard=0, since=before)
         assert n_kept(one.context) == 4 * N_UBATCH
         configure()
         assert go_on(one.context) == one.want  # it was reported, and is not reported again
 
 
-@pytest.mark.parametrize("turboprefill", [False, True])
+@pytest.mark.parametrize("turboprefill", [STANDARD, True])
 def test_a_model_whose_weights_did_not_arrive_computes_nothing(virtual_names, model_file, turboprefill) -> None:
     configure(f"fail_copy={only(1, 3)}")
     with (
@@ -270,6 +288,8 @@ def test_a_model_whose_weights_did_not_arrive_computes_nothing(virtual_names, mo
     ):
         assert fail(context) == -3
         assert n_kept(context) == 0
+        if turboprefill:
+            assert_pipelined(context, standard=0)
 
 
 @pytest.mark.parametrize("ubatch", [FIRST, MIDDLE, LAST])
@@ -281,12 +301,14 @@ def test_a_prompt_in_several_calls(bench, device, ubatch, n_batch) -> None:
         assert fail(context, logits="none") == -3
         assert n_kept(context) == (ubatch - 1) * N_UBATCH
         assert go_on(context)[1] == one.want[1]
+        assert_pipelined(context, at_least=N_UBATCHES - 1)
 
 
 def test_two_devices_fail_and_the_earlier_ubatch_counts(bench) -> None:
     with bench("tiny", "slow") as one:
         configure("split_us=1000,fail_graph=7/0/0/5")
         fail(one.context)
+        assert_pipelined(one.context, at_least=5, standard=0, since=one.before)
         assert n_kept(one.context) == 4 * N_UBATCH
         assert go_on(one.context) == one.want
 
@@ -297,6 +319,7 @@ def test_one_failure_after_another(bench) -> None:
             configure(f"fail_graph={only(device, 3)}")
             fail(one.context, PROMPT[n_kept(one.context) :])
             assert n_kept(one.context) == 2 * N_UBATCH * (device + 1)
+        assert_pipelined(one.context, at_least=3 * N, standard=0, since=one.before)
         configure()
         assert go_on(one.context) == one.want
 
@@ -311,8 +334,10 @@ def test_other_sequences_keep_what_they_have(bench) -> None:
         for each in (standard, context):
             each.decode_batch(PROMPT, seq_ids=1)
             each.synchronize()
+        context.reset_stats()
         configure(f"fail_graph={only(2, MIDDLE)}")
         fail(context)
+        assert_pipelined(context, at_least=MIDDLE, standard=0)
         assert context.memory.seq_pos_max(1) == len(PROMPT) - 1
         assert n_kept(context) == (MIDDLE - 1) * N_UBATCH
         standard.decode_batch(PROMPT)
@@ -328,6 +353,8 @@ def test_close_after_a_failure_that_nobody_asked_about(bench, fault, device) -> 
             configure("split_us=3000", f"{fault}={only(device, MIDDLE)}")
             with contextlib.suppress(DecodeError):  # it may come early enough
                 context.decode_batch(PROMPT, logits="none")
+            # a ubatch has a graph on each device, but several copies
+            assert_pipelined(context, at_least=MIDDLE if fault == "fail_graph" else 1, standard=0)
         assert virtual.counters()["faults"] > faults
         assert alive() == before
 
@@ -336,3 +363,4 @@ def test_a_stall_delays_and_changes_nothing(bench) -> None:
     with bench("tiny", "peer") as one:
         configure(f"stall_graph=1/{MIDDLE}/0/{LAST},stall_ms=200")
         assert go_on(one.context) == one.want
+        assert_pipelined(one.context, N_UBATCHES, standard=0, since=one.before)

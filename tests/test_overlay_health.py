@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import dyingserver
+from pipelinecounts import assert_pipelined, pipeline_once
 from turboprefill import Context, Model
 from turboprefill.demo.workers import RpcWorkers
 from turboprefill.stats import Health
@@ -24,7 +25,7 @@ PROMPT = tokens(12 * N_UBATCH)
 SETTINGS = {**OPTIONS, "n_ubatch": N_UBATCH}
 DYING = dyingserver.__file__
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.pipelined]
 
 
 @pytest.fixture
@@ -71,6 +72,7 @@ def test_a_device_that_stalls_is_named_until_it_goes_on(model_file, virtual_name
     with Model(model_file("tiny"), devices=virtual_names) as model:
         want = expected(model)
         with model.context(**SETTINGS, turboprefill=True) as context:
+            pipeline_once(context, PROMPT, 12)
             assert context.health() == Health(ok=True, stuck_s=0.0, text="")
             configure(f"stall_graph={only(device, 5)}", f"stall_ms={only(device, 2000)}")
             thread, got = computing(context)
@@ -98,6 +100,7 @@ def test_no_watchdog_says_nothing(model_file, virtual_names, monkeypatch: pytest
         configure(f"stall_graph={only(1, 5)}", f"stall_ms={only(1, 1000)}")
         context.decode_batch(PROMPT)
         context.synchronize()
+        assert_pipelined(context, 12, standard=0)
         assert context.health().ok
 
 
@@ -106,9 +109,7 @@ def test_a_server_that_is_stopped_is_named_until_it_goes_on(model_file) -> None:
     with RpcWorkers(2) as workers, Model(model_file("tiny"), rpc_servers=workers.endpoints) as model:
         want = expected(model)
         with model.context(**SETTINGS, turboprefill=True) as context:
-            context.decode_batch(PROMPT)
-            context.synchronize()
-            context.memory.clear()
+            pipeline_once(context, PROMPT, 12)
             os.kill(workers.pids[1], signal.SIGSTOP)
             try:
                 thread, got = computing(context)
@@ -126,6 +127,7 @@ def test_a_server_that_ends_is_named_before_the_process_ends(model_file) -> None
         endpoints = workers.endpoints
         command = [sys.executable, DYING, str(model_file("tiny")), str(workers.pids[1]), *endpoints]
         done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert "n_ubatches_pipelined is 0" not in done.stderr, done.stderr
     assert done.returncode == -signal.SIGABRT, done.stdout + done.stderr
     assert f"TurboPrefill: RPC server {endpoints[1]} does not answer any more" in done.stderr
     assert re.search(r"TurboPrefill: the process ends with ubatches \d+ to \d+ in flight: ", done.stderr)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from pipelinecounts import assert_pipelined, pipeline_once
 from turboprefill import FatalDecodeError, InUseError, Model, devices, virtual
 from virtualdevices import OPTIONS, configure, only, result, tokens
 
@@ -18,7 +19,7 @@ N_UBATCHES = 6  # fewer than there are slots: decode_batch returns before they a
 PROMPT = tokens(N_UBATCHES * N_UBATCH)
 SETTINGS = {**OPTIONS, "n_ubatch": N_UBATCH, "turboprefill": True}
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("repaired")]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("repaired"), pytest.mark.pipelined]
 
 
 @pytest.fixture
@@ -40,8 +41,10 @@ def fail(ubatch: int) -> None:
 
 def test_a_state_is_not_shorter_than_what_was_decoded(model: Model) -> None:
     with model.context(**SETTINGS) as context:
+        pipeline_once(context, PROMPT, N_UBATCHES)
         fail(3)
         context.decode_batch(PROMPT, logits="none")
+        assert_pipelined(context, N_UBATCHES, standard=0)
         with pytest.raises(FatalDecodeError):
             context.state()
         assert context.memory.seq_pos_max(0) == 2 * N_UBATCH - 1
@@ -58,9 +61,11 @@ def test_results_before_a_fault_stay(model: Model) -> None:
     with model.context(**SETTINGS) as context:
         context.decode_batch(PROMPT, logits=wanted)
         want = context.logits()
+        assert_pipelined(context, N_UBATCHES, standard=0)
         context.memory.clear()
         fail(4)
         context.decode_batch(PROMPT, logits=wanted)
+        assert_pipelined(context, 2 * N_UBATCHES, standard=0)
         assert np.array_equal(context.logits(), want)
         with pytest.raises(FatalDecodeError):
             context.synchronize()
@@ -69,6 +74,7 @@ def test_results_before_a_fault_stay(model: Model) -> None:
 @pytest.mark.parametrize("wait", ["synchronize", "state", "logits"])
 def test_nothing_is_left_of_the_outputs_when_a_fault_is_known(model: Model, wait: str) -> None:
     with model.context(**SETTINGS) as context:
+        pipeline_once(context, PROMPT, N_UBATCHES)
         fail(N_UBATCHES)
         context.decode_batch(PROMPT)
         with pytest.raises(FatalDecodeError):
@@ -91,6 +97,8 @@ def test_ctrl_c_is_answered_between_ubatches(model: Model) -> None:
                 context.decode_batch(prompt)
             timer.join()
             there = context.memory.seq_pos_max(0) + 1
+            if turboprefill:
+                assert_pipelined(context, at_least=there // N_UBATCH, standard=0)
             assert 0 < there < len(prompt)
             assert there % N_UBATCH == 0
             configure()
@@ -98,6 +106,7 @@ def test_ctrl_c_is_answered_between_ubatches(model: Model) -> None:
             assert result(context) == want
 
 
+@pytest.mark.unpipelined  # it sets the variable that pipelineoff sets
 @pytest.mark.parametrize(("given", "reason"), [("any", ""), ("cuda,virt", ""), ("cuda,rpc", "this backend")])
 def test_backends_that_nobody_has_tried_take_the_standard_path(
     model: Model, monkeypatch: pytest.MonkeyPatch, given: str, reason: str
@@ -125,6 +134,8 @@ def test_boundaries_are_pinned_by_whoever_can(
                 context.synchronize()
                 buffers[turboprefill] = virtual.counters()["buffers"]
                 stats = context.stats()
+                if turboprefill:
+                    assert_pipelined(context, N_UBATCHES, standard=0)
         assert [stage.device for stage in stats.stages if "CPU" not in stage.device] == [remote, *virtual_names]
     assert buffers[True] - buffers[False] >= stats.n_slots == 20
     # each slot has a graph of its own, with room for the largest one, beside its inputs
@@ -149,5 +160,6 @@ def test_a_signal_handler_cannot_use_the_context_that_decodes(model: Model) -> N
             context.decode_batch(tokens(20 * N_UBATCH))
         finally:
             signal.signal(signal.SIGALRM, before)
+        assert_pipelined(context, 20, standard=0)
         assert len(found) == 1
         assert context.memory.seq_pos_max(0) == 20 * N_UBATCH - 1

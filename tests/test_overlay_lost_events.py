@@ -20,7 +20,7 @@ from virtualdevices import N
 
 PROGRAM = lostevents.__file__
 
-pytestmark = [pytest.mark.timeout(150), pytest.mark.usefixtures("peer_copies")]
+pytestmark = [pytest.mark.timeout(150), pytest.mark.usefixtures("peer_copies"), pytest.mark.pipelined]
 
 
 def run(model: Path, device: int, turboprefill: bool) -> list[dict[str, Any]]:
@@ -55,6 +55,7 @@ def test_a_pipeline_stands_still_and_goes_on_when_the_event_comes(model_file, de
     assert reports[0]["graphs"][device] > UBATCH
 
 
+@pytest.mark.unpipelined
 def test_the_standard_path_does_the_same(model_file) -> None:
     (report,) = run(model_file(), 1, turboprefill=False)
     check(report)

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import strategies as st
 
 import randomsteps as rs
+from pipelinecounts import assert_pipelined
 from randomrig import N_VIRTUAL, Rig
 from turboprefill import Model, virtual
 
@@ -88,6 +89,15 @@ def load_models(stack: ExitStack, path: Path, where: str, names: str | None, rpc
     return both, both
 
 
+def check_that_it_pipelines(model: Model) -> None:
+    """Before the examples: without a pipeline they would only compare the standard path with itself."""
+    with model.context(n_ctx=256, n_ubatch=8, n_threads=1, turboprefill=True) as context:
+        rs.Decode(40, (0,))(context)
+        context.synchronize()
+        assert_pipelined(context, 5, standard=0)
+
+
+@pytest.mark.pipelined
 @pytest.mark.parametrize(("preset", "where", "n_examples"), CASES, ids=lambda value: str(value))
 def test_any_sequence_of_calls(
     preset: str,
@@ -111,6 +121,7 @@ def test_any_sequence_of_calls(
     with ExitStack() as stack:
         models = load_models(stack, model_file(preset), where, names, rpc_workers)
         kind = "given" if names else where
+        check_that_it_pipelines(models[1])
         run(models, preset, kind, note, n_examples, seed, counts)
         while time.monotonic() < end:
             seed += 1

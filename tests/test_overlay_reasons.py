@@ -10,6 +10,8 @@ from virtualdevices import OPTIONS, only, result, tokens
 PROMPT = tokens(64)
 SIZES = {**OPTIONS, "n_batch": 64, "n_ubatch": 8}
 
+pytestmark = pytest.mark.unpipelined
+
 
 def check(model: Model, reason: str, *, on: bool = True, **options) -> None:
     """A context with these options gives this reason, pipelines nothing, and computes what the standard path does."""
@@ -30,6 +32,7 @@ def model(model_file, virtual_names, configure):
         yield loaded
 
 
+@pytest.mark.pipelined
 def test_none_if_everything_was_pipelined(model: Model) -> None:
     with model.context(**SIZES, turboprefill=True) as context:
         context.decode_batch(PROMPT)

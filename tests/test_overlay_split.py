@@ -19,6 +19,8 @@ from turboprefill.synth import archs
 
 N_DEVICES = 3
 
+pytestmark = pytest.mark.unpipelined  # of loading models
+
 
 @pytest.fixture
 def load(virtual_names, configure, model_file, monkeypatch, caplog):

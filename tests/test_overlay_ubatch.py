@@ -9,12 +9,15 @@ import gguf
 import numpy as np
 import pytest
 
+from pipelinecounts import assert_pipelined
 from turboprefill import Model, synth
 
 N_UBATCH = 128
 SIZES = (32, 64, 96, N_UBATCH)
 N_DEVICES = 3
 OVERHEAD = 16
+
+pytestmark = pytest.mark.pipelined
 
 
 @pytest.fixture
@@ -41,17 +44,18 @@ def read(model: Model, prompt: list[int], n_ubatch: int, n_batch: int, **options
         return ctx.logits().tobytes(), ctx.state(), ctx.stats().n_ubatches_pipelined
 
 
-@pytest.mark.parametrize("n_tokens", [40, 100, 200, 513, 900])
+@pytest.mark.parametrize("n_tokens", [pytest.param(40, marks=pytest.mark.unpipelined), 100, 200, 513, 900])
 def test_results_are_those_of_the_standard_path_at_the_size_that_is_best(model, monkeypatch, n_tokens) -> None:
     prompt = np.random.default_rng(n_tokens).integers(300, 1000, n_tokens).tolist()
     want = read(model, prompt, best(n_tokens), 1024, turboprefill=False)
     monkeypatch.setenv("TURBOPREFILL_UBATCH", f"auto:{OVERHEAD}")
     got = read(model, prompt, N_UBATCH, 1024, turboprefill=True)
+    n_pipelined, n_ubatches = got[2], -(-n_tokens // best(n_tokens))
+    assert n_pipelined == (n_ubatches if n_ubatches > 1 else 0)  # one alone has nothing to overlap with
     assert got[:2] == want[:2]
-    n_ubatches = -(-n_tokens // best(n_tokens))
-    assert got[2] == (n_ubatches if n_ubatches > 1 else 0)  # one alone has nothing to overlap with
 
 
+@pytest.mark.unpipelined
 def test_sizes_differ_between_prompts() -> None:
     assert len({best(n) for n in (40, 200, 900)}) > 1
 
@@ -59,8 +63,8 @@ def test_sizes_differ_between_prompts() -> None:
 def test_a_prompt_in_several_calls_gets_larger_ubatches_as_it_goes_on(model, monkeypatch) -> None:
     prompt = np.random.default_rng(1).integers(300, 1000, 768).tolist()
     monkeypatch.setenv("TURBOPREFILL_UBATCH", f"auto:{OVERHEAD}")
-    _, _, n_ubatches = read(model, prompt, N_UBATCH, 256, turboprefill=True)
-    assert n_ubatches == sum(-(-256 // best(n)) for n in (256, 512, 768))
+    _, _, n_pipelined = read(model, prompt, N_UBATCH, 256, turboprefill=True)
+    assert n_pipelined == sum(-(-256 // best(n)) for n in (256, 512, 768))
 
 
 def guess(file) -> float:
@@ -94,8 +98,10 @@ def test_what_a_ubatch_costs_is_guessed_from_the_model(
     with (
         caplog.at_level(logging.INFO, "turboprefill.llama"),
         Model(file, devices=virtual_names[:2]) as model,
-        model.context(n_ctx=512, n_ubatch=64, turboprefill=True),
+        model.context(n_ctx=512, n_ubatch=64, turboprefill=True) as ctx,
     ):
+        ctx.decode_batch([300] * 256)
+        assert_pipelined(ctx, 4, standard=0)
         found = [int(n) for n in re.findall(r"fixed cost per ubatch of (\d+) tokens", caplog.text)]
     assert set(found) == {round(guess(file))}
 
@@ -104,10 +110,11 @@ def test_what_a_ubatch_costs_is_guessed_from_the_model(
 def test_the_context_s_own_size_otherwise(model, monkeypatch, value) -> None:
     prompt = np.random.default_rng(2).integers(300, 1000, 300).tolist()
     monkeypatch.setenv("TURBOPREFILL_UBATCH", value)
-    assert read(model, prompt, N_UBATCH, 1024, turboprefill=True)[2] == 3
+    _, _, n_pipelined = read(model, prompt, N_UBATCH, 1024, turboprefill=True)
+    assert n_pipelined == 3
 
 
-@pytest.mark.parametrize("logits", ["all", "last"])
+@pytest.mark.parametrize("logits", [pytest.param("all", marks=pytest.mark.unpipelined), "last"])
 def test_generation_is_not_cut(model, monkeypatch, logits) -> None:
     """One token of each sequence, all with results: in pieces they would be computed one after the other."""
     monkeypatch.setenv("TURBOPREFILL_UBATCH", f"auto:{OVERHEAD}")
@@ -116,5 +123,7 @@ def test_generation_is_not_cut(model, monkeypatch, logits) -> None:
     with model.context(**sizes, turboprefill=True) as ctx:
         ctx.decode_batch([300] * n, pos=[0] * n, seq_ids=list(range(n)), logits=logits)
         stats = ctx.stats()
+        if logits == "last":
+            assert_pipelined(ctx, at_least=2, standard=0)
         whole = stats.n_ubatches_standard == 1 and stats.n_ubatches_pipelined == 0
         assert whole == (logits == "all")

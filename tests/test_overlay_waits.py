@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import virtualdevices
+from pipelinecounts import assert_pipelined, pipeline_once
 from turboprefill import Context, Model
 from virtualdevices import configure, tokens
 
@@ -12,7 +13,7 @@ from virtualdevices import configure, tokens
 SLOW = "split_us=3000"
 OPTIONS = {**virtualdevices.OPTIONS, "n_ubatch": 16, "n_batch": 64, "kv_unified": True, "n_seq_max": 2}
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.pipelined]
 
 
 @pytest.fixture
@@ -26,6 +27,7 @@ def waits(context: Context) -> dict[str, int]:
     return {cause: wait.n for cause, wait in context.stats().waits.items() if wait.n and cause != "full slots"}
 
 
+@pytest.mark.unpipelined
 def test_every_cause_is_there_from_the_start(model: Model) -> None:
     with model.context(**OPTIONS) as context:
         found = context.stats().waits
@@ -40,6 +42,7 @@ def test_a_prompt_waits_for_its_result_alone(model: Model) -> None:
     configure(SLOW)
     with model.context(**OPTIONS) as context:
         context.decode_batch(tokens(160))
+        assert_pipelined(context, 10, standard=0)
         assert waits(context) == {}
         context.logits()
         assert waits(context) == {"result": 1}
@@ -67,6 +70,7 @@ def test_memory_operations_that_concern_nothing_in_flight_do_not_wait(model: Mod
     configure(SLOW)
     with model.context(**OPTIONS) as context:
         read_in_calls(context, between)
+        assert_pipelined(context, 10, standard=0)
         assert {
             cause: n for cause, n in waits(context).items() if cause not in ("result", "synchronize", "state")
         } == {}
@@ -89,6 +93,7 @@ def test_removing_what_is_in_flight_gives_the_same_bytes(virtual_names, model_fi
         configure(SLOW)
         with model.context(**OPTIONS) as context:
             assert prompts(context) == expected
+            assert_pipelined(context, 6 + 5, standard=0)
             assert "memory operation" not in waits(context)
 
 
@@ -97,6 +102,7 @@ def test_copying_a_sequence_waits_for_that_sequence_only(model: Model) -> None:
     with model.context(**{**OPTIONS, "n_seq_max": 3}) as context:
         context.decode_batch(tokens(32, 1), seq_ids=1)
         context.decode_batch(tokens(96), seq_ids=0, logits="none")
+        assert_pipelined(context, 2 + 6, standard=0)
         context.memory.seq_cp(1, 2)
         assert waits(context) == {"memory operation": 1}
         context.synchronize()  # counted only if something was in flight still
@@ -116,6 +122,7 @@ def test_a_result_lets_later_ubatches_go_on(model: Model) -> None:
     configure(SLOW)
     with model.context(**OPTIONS) as context:
         assert call(context) == expected
+        assert_pipelined(context, at_least=4, standard=0)
         assert waits(context) == {"result": 1}
         context.synchronize()
         assert waits(context) == {"result": 1, "synchronize": 1}
@@ -127,9 +134,11 @@ def test_a_fault_behind_a_result_leaves_the_result(model: Model) -> None:
     with model.context(**OPTIONS, turboprefill=False) as context:
         context.decode_batch(tokens(64), seq_ids=[1] + [0] * 63, logits=mixed)
         expected = context.logits().tobytes()
-    configure(SLOW, f"fail_graph={virtualdevices.only(3, 4)}")
     with model.context(**OPTIONS) as context:
+        pipeline_once(context, tokens(64), 4)
+        configure(SLOW, f"fail_graph={virtualdevices.only(3, 4)}")
         context.decode_batch(tokens(64), seq_ids=[1] + [0] * 63, logits=mixed)
+        assert_pipelined(context, at_least=4, standard=0)
         assert context.logits().tobytes() == expected
         with pytest.raises(Exception, match="failed"):
             context.synchronize()
@@ -158,5 +167,6 @@ def test_graphs_of_several_kinds_keep_their_plans(virtual_names, model_file, pre
         configure("peer=async", *FUSION)
         with model.context(**options) as context:
             assert everything(context) == expected
+            assert_pipelined(context, at_least=(200 + 180) // n_ubatch, standard=1)
             assert set(waits(context)) <= {"result", "synchronize", "standard-path graph", "state"}
             assert context.stats().n_ubatches_standard == 1  # the generated token

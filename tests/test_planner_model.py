@@ -192,6 +192,7 @@ def test_a_layer_that_prompts_do_not_go_through_takes_no_time(model_file) -> Non
     assert memory.kv_bytes(facts.layers[-1], Needs()) > 0
 
 
+@pytest.mark.pipelined
 def test_a_planned_model_computes_the_same_bits_as_any_split(virtual_names, model_file) -> None:
     """A machine with a slow device and one with little memory: three quarters of the layers go elsewhere."""
     facts, tokens = read_facts(model_file("tiny")), np.random.default_rng(3).integers(300, 1000, 200).tolist()

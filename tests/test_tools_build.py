@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from turboprefill.tools.errors import BuildError
 from turboprefill.tools.hardware import Gpus
 from turboprefill.tools.process import CommandFailedError, output_of, run
 from turboprefill.tools.progress import Silent
+from waiting import until
 
 # Enough of CMake's two commands: remembers its arguments, makes progress, fails on demand.
 FAKE_CMAKE = """#!{python}
@@ -157,10 +157,7 @@ def test_an_interrupted_command_ends_with_its_children(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run([sys.executable, "-c", program], log=tmp_path / "log", on_line=interrupt)
-    until = time.monotonic() + 5
-    while running({children[0]}):
-        assert time.monotonic() < until, "the child of the command still runs"
-        time.sleep(0.02)
+    until(lambda: not running({children[0]}), "the child of the command still runs")
 
 
 def test_a_short_command_that_hangs_is_given_up() -> None:
@@ -176,12 +173,9 @@ def test_ctrl_c_during_a_build_ends_with_130(tree: Path, tmp_path: Path) -> None
     environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PID_FILE": str(pid_file)}
     command = [sys.executable, "-m", "turboprefill", "build", str(tree), "--cpu"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        until = time.monotonic() + 20
-        while not pid_file.exists() or not pid_file.read_text().strip():
-            assert time.monotonic() < until, "cmake was not started"
-            time.sleep(0.02)
+        until(lambda: pid_file.exists() and pid_file.read_text().endswith("\n"), "cmake was not started")
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130
     assert not running({int(pid_file.read_text())})
 
 

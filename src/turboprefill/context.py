@@ -14,6 +14,7 @@ from turboprefill.memory import Memory
 from turboprefill.monitor import Monitored
 from turboprefill.native import core
 from turboprefill.outputs import Outputs
+from turboprefill.switch import switch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,7 +52,7 @@ class Context(Monitored):
                 log.flush()
                 msg = f"cannot create a context: {messages.reason}. A smaller n_ctx or n_ubatch needs less memory"
                 raise ContextCreationError(msg, log=str(messages)) from error
-            self._native.turboprefill = turboprefill
+            switch(self._native, enabled=turboprefill)
         self.memory = Memory(self._native)
         self._read_facts(params)
         self._outputs = Outputs(self._native, self._widths)
@@ -263,12 +264,16 @@ class Context(Monitored):
 
     @property
     def turboprefill(self) -> bool:
-        """Whether prompts are pipelined. Setting it waits for the devices."""
+        """Whether prompts are pipelined, where they can be.
+
+        Setting it waits for the devices. If they lack the memory for the change, it stays as it was and a warning with
+        the reason is logged; ``stats().reason`` has it, too.
+        """
         return self._native.turboprefill
 
     @turboprefill.setter
     def turboprefill(self, enabled: bool) -> None:
-        self._native.turboprefill = enabled
+        switch(self._native, enabled=enabled)
 
     def set_abort_callback(self, callback: Callable[[], object] | None, *, interval_s: float = 0.02) -> None:
         """Ask a function whether to stop: before each ``llama_decode``, and while the CPU computes.

@@ -211,7 +211,8 @@ class Model:
                 ``prompt_tokens`` tokens fastest, at most 512 (docs/planner.md). Another size gives other roundings.
             prompt_tokens: length of a usual prompt, for "auto"; by default the whole context.
             n_seq_max: independent sequences.
-            turboprefill: pipeline prompts over the devices. Results are the same either way.
+            turboprefill: pipeline prompts over the devices. Results are the same either way. Where it cannot be, the
+                standard path is taken, and the context's ``stats().reason`` says why.
             n_threads: CPU threads for single tokens; by default half of the CPUs.
             n_threads_batch: CPU threads for longer inputs; by default as ``n_threads``.
             flash_attn: True, False, or "auto" for where it is supported.

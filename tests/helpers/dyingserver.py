@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 
+from pipelinecounts import assert_pipelined
 from turboprefill import Model
 from virtualdevices import tokens
 
@@ -16,6 +17,7 @@ def main(path: str, pid: int, endpoints: list[str]) -> None:
     with Model(path, rpc_servers=endpoints) as model, model.context(**sizes, turboprefill=True) as context:
         context.decode_batch(tokens(256))
         context.synchronize()
+        assert_pipelined(context, 8)
         threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
         while True:
             context.memory.clear()

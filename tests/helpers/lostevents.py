@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from pipelinecounts import assert_pipelined
 from turboprefill import ClosedError, Model, virtual
 from virtualdevices import ALIVE, OPTIONS, N, alive, configure, only, result, tokens
 
@@ -98,6 +99,8 @@ def main(path: str, device: int, turboprefill: bool) -> None:
             configure()
             context.decode_batch(PROMPT)
             context.synchronize()
+            if turboprefill:
+                assert_pipelined(context, N_UBATCHES, standard=0)
             n_events = virtual.numbers()[device]["events"] // N_UBATCHES  # that the device records for a ubatch
         for number in range(n_events):
             event = UBATCH * n_events + number + 1

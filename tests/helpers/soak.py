@@ -30,6 +30,7 @@ from rich.table import Table
 
 import randomrig
 import randomsteps as rs
+from pipelinecounts import assert_pipelined
 from turboprefill import Model, synth, virtual
 
 PRESETS = ("tiny", "moe-tiny", "gptoss-tiny", "gemma3-tiny", "mamba-tiny", "jamba-tiny")
@@ -138,7 +139,7 @@ class Soak:
         self.models: dict[str, tuple[Model, Model]] = {}
         self.log: list[object] = []  # of the round at hand
         self.begun = time.monotonic()
-        self.n_rounds = self.n_steps = self.n_failures = 0
+        self.n_rounds = self.n_steps = self.n_failures = self.n_pipelined = 0
 
     def __enter__(self) -> Soak:
         self.load()
@@ -174,8 +175,10 @@ class Soak:
                 rig.step(self.log[-1])
                 self.n_steps += 1
             rig.check()
+            rig.count()
         rig.check_closed()
         self.n_failures += rig.n_failures
+        self.n_pipelined += rig.n_pipelined
         self.two_threads()
         self.n_rounds += 1
         if self.n_rounds % N_ROUNDS_BETWEEN_LOADS == 0:
@@ -189,6 +192,7 @@ class Soak:
                 with model.context(n_ctx=512, n_ubatch=16, n_threads=1) as context:
                     rs.Decode(120, (0,), logits="none", seed=seed)(context)
                     rs.Decode(60, (0,), seed=seed)(context)
+                    assert_pipelined(context, at_least=11)
             except BaseException as error:  # noqa: BLE001 - reported by the caller
                 errors.append(error)
 
@@ -208,6 +212,7 @@ class Soak:
         with model.context(n_ctx=1024, n_ubatch=32, n_threads=1) as context:
             rs.Decode(500, (0,))(context)
             context.synchronize()
+            assert_pipelined(context, 16, standard=0)
             stats = context.stats()
         counters = virtual.counters()
         return Sample(
@@ -277,7 +282,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 next_sample = time.monotonic() + 60 * options.minutes / 60
     wrong = list(problems(samples))
     out.print(table(samples))
-    out.print(f"{soak.n_rounds} rounds, {soak.n_steps} steps, {soak.n_failures} failing devices, seed {options.seed}")
+    out.print(
+        f"{soak.n_rounds} rounds, {soak.n_steps} steps, {soak.n_pipelined} pipelined ubatches, "
+        f"{soak.n_failures} failing devices, seed {options.seed}"
+    )
     out.print(f"resident memory after the warm-up: {growth_mb(samples):+} MiB (bound: {MAX_GROWTH_MB})")
     for line in wrong:
         out.print(f"NOT FLAT: {line}")

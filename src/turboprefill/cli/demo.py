@@ -65,6 +65,13 @@ def demo(
     Uses the GPUs if there are at least two; otherwise starts local RPC workers that compute on the CPU.
     With --virtual it uses any number of virtual devices with configured timings (docs/virtual.md).
     Exits with 0 only if ubatches were pipelined and logits and state are identical, else with 1.
+
+    [bold]Examples[/]
+
+      turboprefill demo
+      turboprefill demo --virtual 4                    four virtual devices
+      turboprefill demo --model model.gguf --json result.json
+      turboprefill demo --rpc 10.0.0.2:50052,10.0.0.3:50052
     """
     # here and below: other commands should not wait for NumPy and the native module
     from turboprefill.demo import timeline

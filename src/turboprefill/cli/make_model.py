@@ -27,7 +27,15 @@ def make_model(
     vocab: Annotated[int | None, typer.Option(help="Vocabulary size. Default: the preset's.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed for the weights.")] = 0,
 ) -> None:
-    """Write a synthetic GGUF model: random weights in the shape of a real model, and a working tokenizer."""
+    """Write a synthetic GGUF model: random weights in the shape of a real model, and a working tokenizer.
+
+    For tests and measurements: it computes like the real model, but what it writes makes no sense.
+
+    [bold]Examples[/]
+
+      turboprefill make-model tiny tiny.gguf
+      turboprefill make-model llama70 small.gguf --layers 8
+    """
     from turboprefill import synth
 
     with Progress(console=err, transient=True) as progress:
