@@ -90,6 +90,24 @@ def test_a_device_that_stalls_is_named_until_it_goes_on(model_file, virtual_name
     assert "progress again after" in said
 
 
+@pytest.mark.usefixtures("watched", "repaired")
+def test_a_device_that_does_not_take_its_graph_is_described(model_file, virtual_names) -> None:
+    """The worker itself does not come back from handing over: what it was handing over is known."""
+    with Model(model_file("tiny"), devices=virtual_names) as model:
+        want = expected(model)
+        with model.context(**SETTINGS, turboprefill=True) as context:
+            pipeline_once(context, PROMPT, 12)
+            configure(f"launch_us={only(1, 900_000)}")
+            thread, got = computing(context)
+            stuck = until(context, lambda health: not health.ok)
+            assert re.match(r"VIRT1 does not answer: ubatch \d+, .*\(\d+ nodes, [\d.]+ KiB of inputs\)", stuck.text), (
+                stuck.text
+            )
+            configure()
+            thread.join()
+            assert got == [want]
+
+
 @pytest.mark.usefixtures("repaired")
 def test_no_watchdog_says_nothing(model_file, virtual_names, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURBOPREFILL_WATCHDOG_S", "0")

@@ -164,6 +164,20 @@ def report(lab: Lab) -> str:
     return "19 of 19 ubatches"
 
 
+def advice(lab: Lab) -> str:
+    """Tensors that are kept off the devices of their layers: the standard path, and the log names a split of layers."""
+    options = ("-ot", r"blk\.3\.ffn_down=CPU", "-lv", 4)
+    with lab.server("tiny", *options, on=False) as off:
+        expected = digest(answer(off, prompt(200, 1)))
+    with lab.server("tiny", *options, on=True) as on:
+        assert digest(answer(on, prompt(200, 1))) == expected, f"another answer, see {on.log}"
+        log = on.log.read_text(errors="replace")
+    found = re.search(r"prevents pipelining\. Without it, whole layers fit with( -ngl \d+)? -ts [\d,]+", log)
+    assert found, f"no advice in {on.log}"
+    assert "a device computes more than one split of the graph" in log, f"no reason in {on.log}"
+    return found[0].rpartition("fit with ")[2]
+
+
 def cancelled(lab: Lab) -> str:
     """Clients that hang up in the middle of a prompt, and of an answer: no slot stays busy, nobody else notices."""
     with lab.server("tiny", slots=4) as running:
@@ -329,6 +343,7 @@ ALL: tuple[Check, ...] = (
     embeddings,
     together,
     report,
+    advice,
     cancelled,
     malformed,
     faults,

@@ -13,6 +13,16 @@ static const int N_CALL = 4*N_UBATCH;
 
 static const char * const SLOW = ",split_us=1500,peer=refused";
 
+static int64_t n_waits(llama_context * ctx, const std::string & cause) {
+    llama_turboprefill_wait wait;
+    for (int i = 0; llama_turboprefill_get_wait(ctx, i, &wait); i++) {
+        if (cause == wait.cause) {
+            return wait.n;
+        }
+    }
+    throw std::runtime_error("there is no cause " + cause);
+}
+
 static int decode(llama_context * ctx, llama_seq_id seq_id, int first, int n, const float * embd = nullptr, bool outputs = false) {
     const auto tokens = driver_prompt(256, 7 + seq_id);
     const int n_embd  = embd ? llama_model_n_embd(llama_get_model(ctx)) : 0;
@@ -89,6 +99,32 @@ static void states(llama_context * ctx, driver_story & story) {
     story.parts.push_back(state_of(ctx, 2));
 }
 
+// the cell of a recurrent state moves for a batch of two other sequences, and is read before the devices have moved it
+static void moves(llama_context * ctx, driver_story & story) {
+    for (llama_seq_id seq_id : { 0, 1, 2 }) {
+        require(decode(ctx, seq_id, 0, N_CALL) == 0, "a decode");
+    }
+    llama_synchronize(ctx);
+    const int n = 12; // so few that the first ubatch is still in flight when the call returns
+    const auto tokens = driver_prompt(2*n, 5);
+    llama_batch batch = llama_batch_init(2*n, 0, 1);
+    batch.n_tokens = 2*n;
+    for (int i = 0; i < 2*n; i++) {
+        batch.token[i]     = tokens[i];
+        batch.pos[i]       = N_CALL + i%n;
+        batch.n_seq_id[i]  = 1;
+        batch.seq_id[i][0] = i < n ? 0 : 2;
+        batch.logits[i]    = false;
+    }
+    const int code = llama_decode(ctx, batch);
+    llama_batch_free(batch);
+    require(code == 0, "a decode");
+    story.parts.push_back(state_of(ctx, 1));
+    llama_memory_seq_cp(llama_get_memory(ctx), 2, 1, -1, -1);
+    require(decode(ctx, 2, N_CALL + n, N_CALL) == 0 && decode(ctx, 1, N_CALL + n, N_CALL) == 0, "a decode");
+    story.parts.push_back(state_of(ctx, 1));
+}
+
 // checkpoints of sequences whose cells do not begin with the cache
 static void checkpoints(llama_context * ctx, driver_story & story) {
     require(decode(ctx, 0, 0, N_CALL) == 0 && decode(ctx, 1, 0, N_CALL) == 0, "a decode");
@@ -111,6 +147,9 @@ static void shift(llama_context * ctx, driver_story & story) {
     llama_memory_seq_rm (memory, 0, 4, 12);
     llama_memory_seq_add(memory, 0, 12, -1, -8);
     require(decode(ctx, 1, N_CALL, N_CALL) == 0, "a decode");
+    if (llama_turboprefill_enabled(ctx)) {
+        require(n_waits(ctx, "standard-path graph") > 0, "a shift did not wait for the ubatches in flight");
+    }
     story.parts.push_back(state_of(ctx, 0));
 }
 
@@ -171,14 +210,58 @@ static void faults(const driver_env & env) {
     env.configure();
 }
 
+// a timeline that is still recorded when it starts again, when another scheduler comes, and when the context goes
+static void timelines(const driver_env & env) {
+    env.configure(SLOW);
+    auto model = env.load("tiny");
+    auto ctx = driver_make_context(model.get());
+    llama_turboprefill_trace_start(ctx.get());
+    require(decode(ctx.get(), 0, 0, N_CALL) == 0, "a decode");
+    llama_turboprefill_trace_start(ctx.get());
+    require(decode(ctx.get(), 0, N_CALL, N_CALL) == 0, "a decode");
+    llama_set_embeddings(ctx.get(), true);
+    require(decode(ctx.get(), 0, 2*N_CALL, N_CALL) == 0, "a decode");
+    require(llama_turboprefill_trace_stop(ctx.get()) > 0, "nothing was recorded");
+    llama_turboprefill_trace_start(ctx.get());
+    llama_set_embeddings(ctx.get(), false);
+    require(decode(ctx.get(), 0, 3*N_CALL, N_CALL) == 0, "a decode");
+    driver_count(ctx.get(), "timelines");
+}
+
+// the ubatch size is left to the pipeline: results are those of the standard path at the size that was chosen
+static void auto_ubatch(const driver_env & env) {
+    const int n = 192;
+    env.configure();
+    auto model = env.load("tiny");
+    driver_options options;
+    options.n_ubatch = 96;
+    auto ctx = driver_make_context(model.get(), options);
+    llama_turboprefill_set_auto_ubatch(ctx.get(), 1);
+    const auto found = driver_run(ctx.get(), driver_prompt(n), 256, OUTPUTS_LAST);
+    const auto n_ubatches = llama_turboprefill_get_stats(ctx.get()).n_ubatches_pipelined;
+    require(n_ubatches > n/96 && n % n_ubatches == 0, "the size was not chosen: " + std::to_string(n_ubatches) + " ubatches");
+
+    options.n_ubatch = n/n_ubatches;
+    options.turbo    = false;
+    env.configure_standard();
+    driver_same(found, driver_run(driver_make_context(model.get(), options).get(), driver_prompt(n), 256, OUTPUTS_LAST), "the chosen size");
+    driver_count(ctx.get(), "the chosen size");
+
+    llama_turboprefill_set_auto_ubatch(ctx.get(), -1); // estimated
+    driver_run(ctx.get(), driver_prompt(n), 256, OUTPUTS_LAST);
+}
+
 void scenario_meanwhile(const driver_env & env) {
     for (const char * preset : { "tiny", "gemma3-tiny", "mamba-tiny", "jamba-tiny" }) {
         same_story(env, preset, "states", states);
         same_story(env, preset, "checkpoints", checkpoints);
+        same_story(env, preset, "moves", moves);
     }
     for (const char * preset : { "tiny", "moe-tiny" }) {
         same_story(env, preset, "shift", shift);
         same_story(env, preset, "embeddings", embeddings);
     }
     faults(env);
+    timelines(env);
+    auto_ubatch(env);
 }
