@@ -64,6 +64,17 @@ def test_the_scenarios_of_a_mutant_exist() -> None:
         assert set(mutant.tests) <= known, mutant.id
 
 
+def test_the_testing_page_has_the_counts_and_all_survivors() -> None:
+    text = (ROOT / "docs/testing.md").read_text(encoding="utf-8")
+    overlay = load("overlay")
+    killed = sum(not mutant.survives for mutant in overlay)
+    assert f"(`tests/mutants/overlay.json`, {len(overlay)} mutants)" in text
+    assert f"\n{killed} are killed; these survive:" in text
+    assert sum(int(n) for n in re.findall(r"^\| (?:`\w+`|the Python API)[^|]* \| (\d+) \|$", text, re.M)) == len(PYTHON)
+    survivors = [mutant.id for mutant in (*PYTHON, *overlay) if mutant.survives]
+    assert [name for name in survivors if f"| `{name}` |" not in text] == []
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_catalogue_has_one_mutant_a_line(name: str) -> None:
     lines = catalogue.catalogue_path(name).read_text(encoding="utf-8").splitlines()

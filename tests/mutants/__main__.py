@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -32,6 +34,9 @@ def main(
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all results there.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show the mutants, run nothing.")] = False,
+    pipeline_off: Annotated[
+        bool, typer.Option("--pipeline-off", help="Instead: each test that claims to see the pipeline, without one.")
+    ] = False,
 ) -> None:
     """Put deliberate mistakes into copies of the sources, one at a time: some test has to notice each.
 
@@ -43,8 +48,12 @@ def main(
 
       scripts/mutants
       scripts/mutants --quick
+      scripts/mutants --only overlay
       scripts/mutants --id patcher-dry-run-writes
+      scripts/mutants --pipeline-off --quick
     """
+    if pipeline_off:
+        raise typer.Exit(without_pipeline(quick))
     try:
         chosen = {kind: _chosen(kind, quick, ids) for kind in KINDS if _wanted(kind, only)}
         _check(chosen, only, ids)
@@ -59,6 +68,14 @@ def main(
     if json_file is not None:
         results.write_json(found, json_file)
     raise typer.Exit(0 if results.show_summary(found, out) else 1)
+
+
+def without_pipeline(quick: bool) -> int:
+    """Run the tests that claim to see the pipeline on the installed package, without one; 0 if all of them notice."""
+    folders = (catalogue.ROOT / "tests", catalogue.ROOT / "tests/helpers")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    command = [sys.executable, "-m", "pipelineoff", *(["--quick"] if quick else [])]
+    return subprocess.run(command, cwd=catalogue.ROOT, env=environment, check=False).returncode
 
 
 def _wanted(kind: str, only: str | None) -> bool:
