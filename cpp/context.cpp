@@ -50,7 +50,7 @@ ggml_type type_from(const std::string & name) {
             return (ggml_type) i;
         }
     }
-    throw invalid_input("'" + name + "' is no tensor type");
+    throw invalid_input("'" + name + "' is not a tensor type");
 }
 
 llama_context_params to_llama(const context_params & params) {

@@ -39,8 +39,8 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[Gpu]:
     return found
 
 
-def gate(report: doctor.Report, name: str) -> doctor.Gate:
-    return next(each for each in report.gates if each.name == name)
+def requirement(report: doctor.Report, name: str) -> doctor.Requirement:
+    return next(each for each in report.requirements if each.name == name)
 
 
 def test_with_two_gpus_and_the_switch_on_prompts_can_be_pipelined(gpus: list[Gpu]) -> None:
@@ -48,11 +48,11 @@ def test_with_two_gpus_and_the_switch_on_prompts_can_be_pipelined(gpus: list[Gpu
 
 
 @pytest.mark.parametrize("n", [0, 1])
-def test_fewer_than_two_gpus_close_a_gate_with_a_remedy(gpus: list[Gpu], n: int) -> None:
+def test_fewer_than_two_gpus_are_a_missing_requirement_with_a_remedy(gpus: list[Gpu], n: int) -> None:
     del gpus[n:]
     report = doctor.examine()
     assert not report.can_pipeline
-    assert "RPC" in gate(report, "devices").remedy
+    assert "RPC" in requirement(report, "devices").remedy
 
 
 @pytest.mark.parametrize(
@@ -62,23 +62,23 @@ def test_hidden_gpus_do_not_count(gpus: list[Gpu], monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     report = doctor.examine()
     assert report.visible_gpus == n
-    assert ("unset CUDA_VISIBLE_DEVICES" in gate(report, "devices").remedy) == (n < 2)
+    assert ("unset CUDA_VISIBLE_DEVICES" in requirement(report, "devices").remedy) == (n < 2)
 
 
 @pytest.mark.parametrize(
-    ("value", "is_open"), [(None, False), ("0", False), ("OFF", False), ("false", False), ("1", True)]
+    ("value", "is_met"), [(None, False), ("0", False), ("OFF", False), ("false", False), ("1", True)]
 )
-def test_the_switch_is_a_gate(
-    gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch, value: str | None, is_open: bool
+def test_the_switch_is_a_requirement(
+    gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch, value: str | None, is_met: bool
 ) -> None:
     if value is None:
         monkeypatch.delenv("TURBOPREFILL")
     else:
         monkeypatch.setenv("TURBOPREFILL", value)
-    assert gate(doctor.examine(), "switched on").open is is_open
+    assert requirement(doctor.examine(), "switched on").met is is_met
 
 
-def test_a_tree_without_turboprefill_is_a_gate_with_the_command(
+def test_a_tree_without_turboprefill_is_a_requirement_with_the_command(
     gpus: list[Gpu], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_overlay(tmp_path / "overlay")
@@ -86,12 +86,12 @@ def test_a_tree_without_turboprefill_is_a_gate_with_the_command(
     for module in (patcher, treestate):
         monkeypatch.setattr(module, "load_pins", make_pins)
     tree = make_tree(tmp_path / "llama.cpp")
-    assert gate(doctor.examine(tree), "tree").remedy == f"turboprefill install {tree}"
+    assert requirement(doctor.examine(tree), "tree").remedy == f"turboprefill install {tree}"
     patcher.install(tree)
-    assert gate(doctor.examine(tree), "tree").open
+    assert requirement(doctor.examine(tree), "tree").met
     (tree / OWN_SOURCE).unlink()
-    found = gate(doctor.examine(tree), "tree")
-    assert (found.open, found.found, found.remedy) == (
+    found = requirement(doctor.examine(tree), "tree")
+    assert (found.met, found.found, found.remedy) == (
         False,
         f"{tree}: partial 1.0.0",
         f"turboprefill install {tree}",
@@ -103,20 +103,20 @@ def test_a_server_that_listens_everywhere_is_a_warning(gpus: list[Gpu], tmp_path
     source = tmp_path / "ggml/src/ggml-rpc/ggml-rpc.cpp"
     source.parent.mkdir(parents=True)
     source.write_text("enum rpc_cmd { RPC_CMD_COMM_INIT };" if collectives else "enum rpc_cmd {};")
-    gates = [each for each in doctor.examine(tmp_path).gates if each.name == "RPC server"]
-    assert [each.open for each in gates] == [None] * collectives
+    requirements = [each for each in doctor.examine(tmp_path).requirements if each.name == "RPC server"]
+    assert [each.met for each in requirements] == [None] * collectives
 
 
 def test_something_that_is_no_tree_does_not_stop_the_doctor(gpus: list[Gpu], tmp_path: Path) -> None:
-    assert "not a llama.cpp tree" in gate(doctor.examine(tmp_path), "tree").found
+    assert "not a llama.cpp tree" in requirement(doctor.examine(tmp_path), "tree").found
 
 
-def test_what_is_not_known_does_not_count_as_closed(gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_known_does_not_count_as_missing(gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "find_gpus", lambda: Gpus(tuple(gpus), "580", None))
     monkeypatch.setattr(doctor, "output_of", lambda *_arguments, **_options: CommandOutput(1, "", "no module"))
     report = doctor.examine()
-    assert [gate(report, name).open for name in ("peer access", "Python module")] == [None, None]
-    assert (report.n_closed, report.can_pipeline) == (0, True)
+    assert [requirement(report, name).met for name in ("peer access", "Python module")] == [None, None]
+    assert (report.n_unmet, report.can_pipeline) == (0, True)
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
@@ -140,24 +140,24 @@ def test_only_a_compiler_and_cmake_are_build_tools(
 ) -> None:
     without(monkeypatch, *missing)
     report = doctor.examine()
-    assert gate(report, "build tools").open is not bool(named)
-    assert gate(report, "build tools").found == (named or "C++ compiler and CMake")
-    assert bool(gate(report, "build tools").remedy) == bool(named)
+    assert requirement(report, "build tools").met is not bool(named)
+    assert requirement(report, "build tools").found == (named or "C++ compiler and CMake")
+    assert bool(requirement(report, "build tools").remedy) == bool(named)
     assert report.can_pipeline is not bool(named)
 
 
 def test_gpus_without_a_cuda_compiler_close_a_gate_with_a_remedy(
     gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert gate(doctor.examine(), "CUDA toolkit").open is True
+    assert requirement(doctor.examine(), "CUDA toolkit").met is True
     monkeypatch.setattr(hardware, "find_nvcc", lambda: None)
     without(monkeypatch, "nvcc")
     report = doctor.examine()
-    assert gate(report, "CUDA toolkit").open is False
-    assert (gate(report, "CUDA toolkit").found, report.n_closed) == ("no nvcc", 1)
-    assert "install the CUDA toolkit" in gate(report, "CUDA toolkit").remedy
+    assert requirement(report, "CUDA toolkit").met is False
+    assert (requirement(report, "CUDA toolkit").found, report.n_unmet) == ("no nvcc", 1)
+    assert "install the CUDA toolkit" in requirement(report, "CUDA toolkit").remedy
     gpus.clear()
-    assert not [each for each in doctor.examine().gates if each.name == "CUDA toolkit"]
+    assert not [each for each in doctor.examine().requirements if each.name == "CUDA toolkit"]
 
 
 def test_peer_access_is_between_all_gpus_or_not(nvml: FakeNvml) -> None:
@@ -227,15 +227,15 @@ def test_the_report_as_json_has_exactly_these_keys(gpus: list[Gpu]) -> None:
     report = json.loads(result.stdout)
     assert set(report) == {
         "schema", "tools", "gpus", "no_gpus_because", "driver", "visible_gpus", "peer_access", "memory", "package",
-        "tree", "can_pipeline", "gates",
+        "tree", "can_pipeline", "requirements",
     }  # fmt: skip
     assert set(report["package"]) == {"version", "overlay_version", "native_module", "native_module_error"}
-    assert all(set(each) == {"name", "open", "found", "remedy"} for each in report["gates"])
+    assert all(set(each) == {"name", "met", "found", "remedy"} for each in report["requirements"])
 
 
-def test_every_closed_gate_is_shown_and_the_exit_code_is_0(gpus: list[Gpu]) -> None:
+def test_every_missing_requirement_is_shown_and_the_exit_code_is_0(gpus: list[Gpu]) -> None:
     gpus.clear()
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 0
-    assert "closed devices: 0 GPUs" in result.output
+    assert "missing devices: 0 GPUs" in result.output
     assert "no NVIDIA GPU found: none here" in result.output

@@ -16,7 +16,7 @@ from turboprefill.tools.hardware import Gpu
 
 __all__ = ["register"]
 
-_MARKS = {True: "[green]ok[/]", False: "[red]closed[/]", None: "[dim]-[/]"}
+_MARKS = {True: "[green]ok[/]", False: "[red]missing[/]", None: "[dim]-[/]"}
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +46,7 @@ def _doctor(
         typer.echo(json.dumps(report.as_json(), indent=2))
         return
     _print_machine(report)
-    _print_gates(report)
+    _print_requirements(report)
 
 
 def _print_machine(report: Report) -> None:
@@ -81,16 +81,18 @@ def _facts(gpu: Gpu) -> list[str]:
     return facts
 
 
-def _print_gates(report: Report) -> None:
+def _print_requirements(report: Report) -> None:
     out.print("[bold]Requirements for pipelining[/]")
-    for gate in report.gates:
-        out.print(f"  {_MARKS[gate.open]:>6} {gate.name}: {escape(gate.found)}")
-        if gate.remedy:
-            out.print(f"         -> {escape(gate.remedy)}")
+    for requirement in report.requirements:
+        out.print(f"  {_MARKS[requirement.met]:>6} {requirement.name}: {escape(requirement.found)}")
+        if requirement.remedy:
+            out.print(f"         -> {escape(requirement.remedy)}")
     if report.can_pipeline:
         out.print(
             f"[green]A patched llama.cpp can pipeline prompts over {report.visible_gpus} devices here[/], "
             "given -sm layer, all layers on devices, and a prompt longer than one ubatch (-ub)"
         )
     else:
-        out.print(f"{report.n_closed} of these are closed; until they are open, prompts take llama.cpp's standard path")
+        out.print(
+            f"{report.n_unmet} of these are missing; until they are there, prompts take llama.cpp's standard path"
+        )

@@ -16,7 +16,7 @@ from turboprefill.tools.overlay import load_overlay
 from turboprefill.tools.patcher import status
 from turboprefill.tools.process import output_of
 
-__all__ = ["Gate", "Report", "Tool", "examine"]
+__all__ = ["Report", "Requirement", "Tool", "examine"]
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,18 @@ class Tool:
 
 
 @dataclass(frozen=True)
-class Gate:
+class Requirement:
     """A condition for pipelined prompts.
 
     Attributes:
         name: short.
-        open: it holds; None: it could not be found out, or does not matter here.
+        met: whether it holds; None: it could not be found out, or does not matter here.
         found: what was seen.
-        remedy: what to do when it is closed; empty when it is open.
+        remedy: what to do if it is not met; empty if it is.
     """
 
     name: str
-    open: bool | None
+    met: bool | None
     found: str
     remedy: str
 
@@ -63,22 +63,22 @@ class Report:
     memory: tuple[int, int] | None  # total, available
     package: Mapping[str, Any]
     tree: Mapping[str, Any] | None
-    gates: tuple[Gate, ...]
+    requirements: tuple[Requirement, ...]
 
     @property
     def can_pipeline(self) -> bool:
         """Whether a patched program on this machine, with these variables, would pipeline prompts over its GPUs."""
-        return self.n_closed == 0
+        return self.n_unmet == 0
 
     @property
-    def n_closed(self) -> int:
-        """How many gates are closed."""
-        return sum(gate.open is False for gate in self.gates)
+    def n_unmet(self) -> int:
+        """How many requirements are not met."""
+        return sum(requirement.met is False for requirement in self.requirements)
 
     def as_json(self) -> dict[str, Any]:
         """For ``doctor --json``; the keys are an interface."""
         return {
-            "schema": 1,
+            "schema": 2,
             "tools": [asdict(tool) for tool in self.tools],
             "gpus": [asdict(gpu) for gpu in self.gpus.found],
             "no_gpus_because": self.gpus.reason or None,
@@ -89,7 +89,7 @@ class Report:
             "package": dict(self.package),
             "tree": self.tree,
             "can_pipeline": self.can_pipeline,
-            "gates": [asdict(gate) for gate in self.gates],
+            "requirements": [asdict(requirement) for requirement in self.requirements],
         }
 
 
@@ -104,12 +104,12 @@ def examine(root: Path | None = None) -> Report:
     visible = _visible(len(gpus.found))
     package = _package()
     tree = _tree(root) if root else None
-    gates = (
-        *_build_gates(tools, bool(gpus.found)),
-        *_device_gates(visible, len(gpus.found), gpus.peer_access),
-        *_software_gates(package, root, tree),
+    requirements = (
+        *_build_requirements(tools, bool(gpus.found)),
+        *_device_requirements(visible, len(gpus.found), gpus.peer_access),
+        *_software_requirements(package, root, tree),
     )
-    return Report(tools, gpus, visible, hardware.memory_bytes(), package, tree, gates)
+    return Report(tools, gpus, visible, hardware.memory_bytes(), package, tree, requirements)
 
 
 def _tools() -> tuple[Tool, ...]:
@@ -167,10 +167,10 @@ def _tree(root: Path) -> dict[str, Any]:
         return {"tree": str(root), "error": str(error)}
 
 
-def _build_gates(tools: tuple[Tool, ...], gpus: bool) -> list[Gate]:
+def _build_requirements(tools: tuple[Tool, ...], gpus: bool) -> list[Requirement]:
     missing = [tool.name for tool in tools[1:3] if not tool.path]
-    gates = [
-        Gate(
+    requirements = [
+        Requirement(
             "build tools",
             not missing,
             f"missing: {', '.join(missing)}" if missing else "C++ compiler and CMake",
@@ -180,11 +180,11 @@ def _build_gates(tools: tuple[Tool, ...], gpus: bool) -> list[Gate]:
     if gpus:
         nvcc = tools[-1]
         remedy = "" if nvcc.path else "install the CUDA toolkit, or put its bin folder on PATH"
-        gates.append(Gate("CUDA toolkit", bool(nvcc.path), nvcc.version or "no nvcc", remedy))
-    return gates
+        requirements.append(Requirement("CUDA toolkit", bool(nvcc.path), nvcc.version or "no nvcc", remedy))
+    return requirements
 
 
-def _device_gates(visible: int, present: int, peer: bool | None) -> list[Gate]:
+def _device_requirements(visible: int, present: int, peer: bool | None) -> list[Requirement]:
     enough = visible >= 2
     if present > visible:
         found = f"{visible} of {present} GPUs (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')})"
@@ -195,26 +195,28 @@ def _device_gates(visible: int, present: int, peer: bool | None) -> list[Gate]:
             "a pipeline needs at least two devices: add GPUs, or devices on other machines over RPC "
             "(--rpc HOST:PORT). To see it work on this machine's CPU: turboprefill demo"
         )
-    gates = [Gate("devices", enough, found, "" if enough else remedy)]
+    requirements = [Requirement("devices", enough, found, "" if enough else remedy)]
     if present > 1:
         words = {
             True: "between every pair of GPUs",
             False: "not between all GPUs; data is staged through host memory, which still overlaps with compute",
             None: "unknown",
         }
-        gates.append(Gate("peer access", True if peer else None, words[peer], ""))
-    return gates
+        requirements.append(Requirement("peer access", True if peer else None, words[peer], ""))
+    return requirements
 
 
-def _software_gates(package: Mapping[str, Any], root: Path | None, tree: Mapping[str, Any] | None) -> list[Gate]:
-    gates = []
+def _software_requirements(
+    package: Mapping[str, Any], root: Path | None, tree: Mapping[str, Any] | None
+) -> list[Requirement]:
+    requirements = []
     if root and tree:
-        gates.append(_tree_gate(root, tree))
-        if (gate := _rpc_gate(root)) is not None:
-            gates.append(gate)
+        requirements.append(_tree_requirement(root, tree))
+        if (requirement := _rpc_requirement(root)) is not None:
+            requirements.append(requirement)
     module = package["native_module"]
-    gates.append(
-        Gate(
+    requirements.append(
+        Requirement(
             "Python module",
             True if module else None,  # patched programs work without it
             module or str(package["native_module_error"]),
@@ -225,18 +227,18 @@ def _software_gates(package: Mapping[str, Any], root: Path | None, tree: Mapping
     )
     value = os.environ.get("TURBOPREFILL")
     off = (value or "0").lower() in ("0", "false", "off")
-    gates.append(
-        Gate(
+    requirements.append(
+        Requirement(
             "switched on",
             not off,
             f"TURBOPREFILL={value}" if value is not None else "TURBOPREFILL is not set",
             "for llama.cpp's programs: export TURBOPREFILL=1 (the Python API has its own switch)" if off else "",
         )
     )
-    return gates
+    return requirements
 
 
-def _rpc_gate(root: Path) -> Gate | None:
+def _rpc_requirement(root: Path) -> Requirement | None:
     """A warning where the RPC server of this tree can be told to listen on more than the address it was given."""
     sources = (root / "ggml/src/ggml-rpc").glob("*.cpp")
     if not any(b"COMM_INIT" in path.read_bytes() for path in sources if path.is_file()):
@@ -244,16 +246,16 @@ def _rpc_gate(root: Path) -> Gate | None:
     found = (
         "its ggml-rpc-server opens another port, on all of the machine's addresses, if a client requests collectives"
     )
-    return Gate(
+    return Requirement(
         "RPC server", None, found, "allow only the client through the firewall; TurboPrefill itself never requests them"
     )
 
 
-def _tree_gate(root: Path, tree: Mapping[str, Any]) -> Gate:
+def _tree_requirement(root: Path, tree: Mapping[str, Any]) -> Requirement:
     if "error" in tree:
-        return Gate("tree", False, str(tree["error"]), "")
+        return Requirement("tree", False, str(tree["error"]), "")
     found = f"{root}: {tree['state']}" + (f" {tree['version']}" if tree["version"] else "")
     if tree["up_to_date"]:
-        return Gate("tree", True, found, "")
+        return Requirement("tree", True, found, "")
     command = "install --dry-run" if tree["anchors_failed"] else "install"
-    return Gate("tree", False, found, f"turboprefill {command} {root}")
+    return Requirement("tree", False, found, f"turboprefill {command} {root}")
