@@ -217,8 +217,9 @@ def faults(lab: Lab) -> str:
     with lab.server("tiny", slots=8, context=1024) as running:
         expected = [digest(answer(running, prompt(m, m + i), 1)) for i, m in enumerate(_LENGTHS)]
         short = digest(answer(running, prompt(20, 1)))
-    for graph in (60, 71, 83):
-        with lab.server("tiny", slots=8, context=1024, devices=f"fail_graph=0/0/{graph}/0") as running:
+    # in the middle, and on the last device
+    for graph in ("0/0/60/0", "0/0/71/0", "0/0/83/0", *(f"0/0/0/{n}" for n in range(40, 61, 7))):
+        with lab.server("tiny", slots=8, context=1024, devices=f"fail_graph={graph}") as running:
             found: dict[int, str] = {}
 
             def client(i: int, m: int, running: LlamaServer = running, found: dict[int, str] = found) -> None:
