@@ -13,11 +13,13 @@ pytestmark = pytest.mark.unpipelined
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("TURBOPREFILL_SLOTS", "abc", "TURBOPREFILL_SLOTS=abc: expected a number of at least 1; using the default"),
-        ("TURBOPREFILL_SLOTS", "0", "TURBOPREFILL_SLOTS=0: expected a number of at least 1; using the default"),
-        ("TURBOPREFILL_SLOTS", "4x", "TURBOPREFILL_SLOTS=4x: expected a number of at least 1; using the default"),
-        ("TURBOPREFILL_HOST_MB", "-1", "TURBOPREFILL_HOST_MB=-1: expected a number of at least 1; using the default"),
-        ("TURBOPREFILL_WATCHDOG_S", "soon", "TURBOPREFILL_WATCHDOG_S=soon: expected a number of at least 0"),
+        ("TURBOPREFILL_SLOTS", "abc", "TURBOPREFILL_SLOTS=abc: expected a number from 1 to 1024; using the default"),
+        ("TURBOPREFILL_SLOTS", "0", "TURBOPREFILL_SLOTS=0: expected a number from 1 to 1024; using the default"),
+        ("TURBOPREFILL_SLOTS", "4x", "TURBOPREFILL_SLOTS=4x: expected a number from 1 to 1024; using the default"),
+        ("TURBOPREFILL_HOST_MB", "-1", "TURBOPREFILL_HOST_MB=-1: expected a number from 1 to 1e+08; using the default"),
+        ("TURBOPREFILL_HOST_MB", "inf", "TURBOPREFILL_HOST_MB=inf: expected a number from 1 to 1e+08"),
+        ("TURBOPREFILL_UBATCH", "auto:8x", "TURBOPREFILL_UBATCH=auto:8x: expected auto, auto:TOKENS or off; using off"),
+        ("TURBOPREFILL_WATCHDOG_S", "soon", "TURBOPREFILL_WATCHDOG_S=soon: expected a number from 0 to 1e+06"),
         ("TURBOPREFILL_TRANSPORT", "pigeon", "TURBOPREFILL_TRANSPORT=pigeon: expected staged or peer; using staged"),
     ],
 )

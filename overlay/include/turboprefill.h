@@ -20,8 +20,8 @@
 extern "C" {
 #endif
 
-// Enables or disables the pipeline of one context. Waits for ubatches in flight. false: there is not enough memory for the
-// change, which was not made; llama_turboprefill_reason() says so.
+// Enables or disables the pipeline of one context. Waits for ubatches in flight. false: the change was not made, because
+// there is not enough memory; if it was to be enabled, llama_turboprefill_reason() says so.
 LLAMA_API bool llama_turboprefill_set_enabled(struct llama_context * ctx, bool enabled);
 LLAMA_API bool llama_turboprefill_enabled(const struct llama_context * ctx);
 
@@ -42,8 +42,8 @@ LLAMA_API int32_t llama_turboprefill_synchronize(struct llama_context * ctx);
 
 // Waits for the results of the last llama_decode() only; ubatches in flight behind the last one with results continue.
 // llama_get_logits() and the other functions that return results do this themselves. Returns false if nothing is left in flight:
-// call llama_synchronize() then. status receives what llama_turboprefill_synchronize() would return; with nullptr, a fault
-// is left for the next call that can report it.
+// call llama_synchronize() then. status, which the caller initializes to 0, receives what llama_turboprefill_synchronize()
+// would return, if there is something to report; with nullptr, a fault is left for the next call that can report it.
 LLAMA_API bool llama_turboprefill_synchronize_results(struct llama_context * ctx, int32_t * status);
 
 // One line for a log: what was done since the last report, or since the stats were reset. Valid until the next call.

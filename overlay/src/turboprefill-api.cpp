@@ -57,8 +57,8 @@ const char * llama_turboprefill_report(llama_context * ctx) {
 
 const char * llama_turboprefill_reason(const llama_context * ctx) {
     const auto * tp = llama_turboprefill::get(*ctx);
-    if (tp && !tp->enabled && !tp->why_disabled.empty()) {
-        return tp->why_disabled.c_str();
+    if (tp && !tp->enabled && tp->why_disabled) {
+        return tp->why_disabled;
     }
     if (!tp || !tp->enabled) {
         return "TurboPrefill is disabled";

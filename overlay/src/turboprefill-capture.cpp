@@ -195,6 +195,7 @@ bool llama_turboprefill::process(const llama_ubatch & ubatch, llm_graph_type gty
         res = capture(ubatch, gtype, mctx, ret);
     } catch (...) {
         cancel();
+        ggml_turboprefill_drain(engine, GGML_TURBOPREFILL_CAUSE_FAULT);
         throw;
     }
     if (!res) {

@@ -37,12 +37,21 @@ llama_turboprefill_read * llama_turboprefill::read_state(llama_seq_id seq_id, ll
     auto read = std::make_unique<llama_turboprefill_read>();
 
     std::vector<ggml_turboprefill_tensor_read> reads;
-    reading = true; // don't wait: the host knows sizes and cells
-    read->data.resize(ctx.state_seq_get_size(seq_id, flags));
-    ggml_turboprefill_record_reads(&reads);
-    const size_t n = ctx.state_seq_get_data(seq_id, read->data.data(), read->data.size(), flags);
-    ggml_turboprefill_record_reads(nullptr);
-    reading = false;
+    size_t n;
+    {
+        struct recording { // ends also if there is no memory for the state
+            bool & reading;
+            ~recording() {
+                ggml_turboprefill_record_reads(nullptr);
+                reading = false;
+            }
+        };
+        reading = true; // don't wait: the host knows sizes and cells
+        const recording now { reading };
+        read->data.resize(ctx.state_seq_get_size(seq_id, flags));
+        ggml_turboprefill_record_reads(&reads);
+        n = ctx.state_seq_get_data(seq_id, read->data.data(), read->data.size(), flags);
+    }
     if (n == 0 || n != read->data.size()) {
         return nullptr;
     }

@@ -13,15 +13,15 @@ std::string llama_turboprefill_getenv(const char * name) {
     return res;
 }
 
-double llama_turboprefill_getenv_number(const char * name, double min, double unset) {
+double llama_turboprefill_getenv_number(const char * name, double min, double max, double unset) {
     const std::string value = llama_turboprefill_getenv(name);
     if (value.empty()) {
         return unset;
     }
     char * end = nullptr;
     const double number = strtod(value.c_str(), &end);
-    if (*end != 0 || !(number >= min)) {
-        LLAMA_LOG_WARN("%s: %s=%s: expected a number of at least %g; using the default\n", __func__, name, value.c_str(), min);
+    if (*end != 0 || !(number >= min && number <= max)) {
+        LLAMA_LOG_WARN("%s: %s=%s: expected a number from %g to %g; using the default\n", __func__, name, value.c_str(), min, max);
         return unset;
     }
     return number;

@@ -121,7 +121,7 @@ struct llama_turboprefill {
 
     bool reading = false; // a read of state is being queued behind the ubatches in flight: don't wait for them
 
-    std::string why_disabled; // although it was to be enabled
+    const char * why_disabled = nullptr; // although it was to be enabled
 
     std::string reason; // why ubatches of the last decode took the standard path
 

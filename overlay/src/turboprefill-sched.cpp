@@ -25,10 +25,10 @@ static const char * const LLAMA_TURBOPREFILL_KNOWN_BACKENDS[] = { "CPU", "CUDA",
 static ggml_turboprefill_params llama_turboprefill_default_params() {
     ggml_turboprefill_params params;
 
-    params.n_slots    = (int) llama_turboprefill_getenv_number("TURBOPREFILL_SLOTS", 1, 0);
-    params.watchdog_s = llama_turboprefill_getenv_number("TURBOPREFILL_WATCHDOG_S", 0, LLAMA_TURBOPREFILL_WATCHDOG_DEFAULT_S);
+    params.n_slots    = (int) llama_turboprefill_getenv_number("TURBOPREFILL_SLOTS", 1, 1024, 0);
+    params.watchdog_s = llama_turboprefill_getenv_number("TURBOPREFILL_WATCHDOG_S", 0, 1e6, LLAMA_TURBOPREFILL_WATCHDOG_DEFAULT_S);
 
-    const double host_mb = llama_turboprefill_getenv_number("TURBOPREFILL_HOST_MB", 1, 0);
+    const double host_mb = llama_turboprefill_getenv_number("TURBOPREFILL_HOST_MB", 1, 1e8, 0);
     if (host_mb > 0) {
         params.max_host_bytes = (size_t) host_mb*1024*1024;
     }
@@ -198,11 +198,11 @@ void llama_turboprefill::undo_regroup(bool pipeline_parallel) {
 
 void llama_turboprefill::set_enabled(bool value) {
     drain(GGML_TURBOPREFILL_CAUSE_SETTING);
+    why_disabled = nullptr;
     if (enabled == value) {
         return;
     }
     enabled = value;
-    why_disabled.clear();
     // an engine takes its sizes from the worst-case graph, which is known only while that is reserved.
     // without an engine, graphs return to upstream's order of nodes
     const bool reserve = enabled ? !engine : regroup == LLAMA_TURBOPREFILL_REGROUP_ON;
@@ -215,8 +215,8 @@ void llama_turboprefill::set_enabled(bool value) {
     } catch (...) {
         // restore the old setting; the next decode reserves again, and reports if it can't
         enabled = !value;
-        why_disabled = "not enough memory to enable TurboPrefill";
         ctx.sched_need_reserve = true;
+        why_disabled = value ? "not enough memory to enable TurboPrefill" : nullptr;
         throw;
     }
 }

@@ -34,8 +34,12 @@ double llama_turboprefill_default_ubatch_overhead(const llama_model & model) {
     if (value == "auto") {
         return llama_turboprefill_guess_ubatch_overhead(model);
     }
-    if (value.compare(0, 5, "auto:") == 0 && atof(value.c_str() + 5) > 0) {
-        return atof(value.c_str() + 5);
+    if (value.compare(0, 5, "auto:") == 0) {
+        char * end = nullptr;
+        const double overhead = strtod(value.c_str() + 5, &end);
+        if (*end == 0 && overhead > 0 && overhead <= 1e9) {
+            return overhead;
+        }
     }
     if (!(value.empty() || value == "off" || value == "0")) {
         LLAMA_LOG_WARN("%s: TURBOPREFILL_UBATCH=%s: expected auto, auto:TOKENS or off; using off\n", __func__, value.c_str());

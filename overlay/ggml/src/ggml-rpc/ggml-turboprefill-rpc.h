@@ -16,14 +16,16 @@
 
 static std::mutex ggml_turboprefill_rpc_mutex;
 static uint64_t   ggml_turboprefill_rpc_n_freed = 0; // buffers freed, on all servers
-static std::unordered_map<ggml_backend_t, uint64_t> ggml_turboprefill_rpc_seen; // n_freed when the backend last computed
+
+// n_freed when the backend last computed. never destroyed: workers may still compute while the process exits
+static std::unordered_map<ggml_backend_t, uint64_t> & ggml_turboprefill_rpc_seen = *new std::unordered_map<ggml_backend_t, uint64_t>;
 
 // held while a graph is recorded and its command is queued
 struct ggml_turboprefill_rpc_lock {
     std::lock_guard<std::mutex> guard { ggml_turboprefill_rpc_mutex };
 };
 
-// held while the command that frees a buffer is queued
+// held while a buffer is freed, until its server has processed the commands before that: graphs wait, on all servers
 struct ggml_turboprefill_rpc_free : ggml_turboprefill_rpc_lock {
     ggml_turboprefill_rpc_free() { ggml_turboprefill_rpc_n_freed++; }
 };
