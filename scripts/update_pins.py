@@ -21,11 +21,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from turboprefill.cli.console import Lines  # noqa: E402  # needs the path above
-from turboprefill.paths import pins_file  # noqa: E402
-from turboprefill.tools.download import fetch_sdist  # noqa: E402
-from turboprefill.tools.hooktext import sha256_lf  # noqa: E402
-from turboprefill.tools.pins import Sdist  # noqa: E402
+from turboprefill.cli.console import Lines  # noqa: E402 (needs the path above)
+from turboprefill.paths import pins_file  # noqa: E402 (needs the path above)
+from turboprefill.tools.download import fetch_sdist  # noqa: E402 (needs the path above)
+from turboprefill.tools.hooktext import sha256_lf  # noqa: E402 (needs the path above)
+from turboprefill.tools.pins import Sdist  # noqa: E402 (needs the path above)
 
 # The module directory that a recursive git checkout leaves in the archive: names the exact commit.
 COMMIT_FILE = ".git/modules/vendor/llama.cpp/HEAD"

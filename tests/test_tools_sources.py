@@ -201,8 +201,8 @@ def test_a_server_that_is_busy_for_a_moment_is_asked_again(index: Index, pins: P
 
 
 def test_links_are_relative_to_where_the_page_has_moved(index: Index, pins: Pins, dest: Path) -> None:
-    index.moved_to = "/root/pypi/+simple/toy-llama"  # "../../files" is in another place from here
-    index.archive_path = f"/root/files/{NAME}"
+    index.moved_to = "/index/pypi/+simple/toy-llama"  # "../../files" is in another place from here
+    index.archive_path = f"/index/files/{NAME}"
     assert checkout(dest, source="pypi", pins=pins).base == pins.default
 
 
